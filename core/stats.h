@@ -1,0 +1,95 @@
+// What a cache has done and what it holds: plain values, and two ways to print them.
+#ifndef KVCACHE_CORE_STATS_H_
+#define KVCACHE_CORE_STATS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+
+namespace kvcache {
+
+// Events since the cache was made; they only grow. Every lookup is counted once, as a hit, as pending
+// (somebody is writing it) or as a miss, and under the name of what was asked for.
+struct CacheCounters {
+  // Match: one request each. A request hits when all of its blocks were there.
+  uint64_t request_lookups = 0;
+  uint64_t request_hits = 0;
+  // Get, GetMany, ReadInto, and each block of a Match; blocks behind the first one missing are misses.
+  uint64_t block_lookups = 0;
+  uint64_t block_hits = 0;
+  uint64_t block_pending = 0;
+  // GetPart: a layer each.
+  uint64_t layer_lookups = 0;
+  uint64_t layer_hits = 0;
+  uint64_t layer_pending = 0;
+  // Match: tokens of the chain, and those in blocks that were there.
+  uint64_t tokens_looked_up = 0;
+  uint64_t tokens_reused = 0;
+  // Recompute cost of what was hit; a hit on p of P parts adds p/P of it.
+  absl::Duration compute_saved;
+
+  uint64_t blocks_written = 0;  // became complete
+  uint64_t evictions = 0;
+  uint64_t evicted_before_reuse = 0;  // among the evictions: never hit
+  uint64_t expirations = 0;
+  uint64_t erased = 0;
+  uint64_t replaced = 0;
+  uint64_t failed_writes = 0;  // dropped, aborted or failed; also blocks lost with such a parent
+  uint64_t rejected_too_large = 0;
+  uint64_t rejected_pinned = 0;  // no room, and nothing that may go
+  uint64_t rejected_fragmented = 0;
+  uint64_t rejected_by_policy = 0;
+  uint64_t bytes_written = 0;  // of parts committed
+  uint64_t bytes_read = 0;     // copied out by the cache; reads in place are not seen
+
+  uint64_t block_misses() const { return block_lookups - block_hits - block_pending; }
+  uint64_t layer_misses() const { return layer_lookups - layer_hits - layer_pending; }
+
+  CacheCounters& operator+=(const CacheCounters& other);
+};
+
+// What is held now. Bytes are those taken from the backend, rounding included.
+struct CacheUsage {
+  size_t bytes_in_use = 0;    // everything: visible, being written, detached, being freed
+  size_t bytes_detached = 0;  // among them: leased, but no key reaches them any more
+  size_t blocks = 0;          // that a key reaches: complete, partial or being written
+  size_t blocks_complete = 0;
+
+  CacheUsage& operator+=(const CacheUsage& other);
+};
+
+struct NamespaceStats {
+  uint32_t id = 0;
+  std::string model;  // never the tenant
+  CacheCounters counters;
+  CacheUsage usage;
+};
+
+struct CacheStats {
+  CacheCounters counters;  // sum over the namespaces
+  CacheUsage usage;        // sum over the namespaces
+  std::vector<NamespaceStats> namespaces;
+
+  size_t capacity_bytes = 0;
+  size_t peak_bytes = 0;  // highest bytes_in_use
+  size_t max_blocks = 0;
+  size_t leases = 0;           // pins, by leases and by transfers
+  absl::Duration oldest_lease;  // zero without leases
+  std::string backend;
+  std::string policy;
+};
+
+// For people: a few aligned lines. Rates are named for what they count and come with denominators.
+std::string StatsText(const CacheStats& stats);
+
+// The Prometheus text exposition format, version 0.0.4; every metric starts with `kvcache_` and has
+// the labels namespace (the id) and model where it is kept per namespace. Label values are escaped.
+std::string PrometheusText(const CacheStats& stats);
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_CORE_STATS_H_

@@ -1,0 +1,40 @@
+#include "kvcache/core/storage_backend.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace kvcache {
+namespace {
+
+template <typename Op, typename Pieces>
+absl::Status Validate(const char* side, const Extent& extent, const Op& op, const Pieces& pieces) {
+  if (op.offset > extent.size) {
+    return absl::InvalidArgumentError(absl::StrCat(side, ": offset ", op.offset,
+                                                   " is behind an extent of ", extent.size, " bytes"));
+  }
+  size_t room = extent.size - op.offset;
+  for (const auto& piece : pieces) {
+    if (piece.data() == nullptr && !piece.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(side, ": null data with a size of ", piece.size(), " bytes"));
+    }
+    if (piece.size() > room) {
+      return absl::InvalidArgumentError(absl::StrCat(side, ": a piece of ", piece.size(),
+                                                     " bytes, but ", room, " left of an extent of ",
+                                                     extent.size, " bytes"));
+    }
+    room -= piece.size();
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status ValidateOp(const WriteOp& op) {
+  return Validate("write", op.destination, op, op.source);
+}
+
+absl::Status ValidateOp(const ReadOp& op) {
+  return Validate("read", op.source, op, op.destination);
+}
+
+}  // namespace kvcache
