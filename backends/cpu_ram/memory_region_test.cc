@@ -1,0 +1,94 @@
+#include "kvcache/backends/cpu_ram/memory_region.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "gtest/gtest.h"
+
+namespace kvcache {
+namespace {
+
+constexpr size_t kMiB = size_t{1} << 20;
+
+// How many of the region's pages are in memory.
+size_t ResidentPages(const MemoryRegion& region) {
+  const size_t page = sysconf(_SC_PAGESIZE);
+  std::vector<unsigned char> pages((region.size() + page - 1) / page);
+  EXPECT_EQ(mincore(region.data(), region.size(), pages.data()), 0);
+  return std::count_if(pages.begin(), pages.end(), [](unsigned char p) { return (p & 1) != 0; });
+}
+
+size_t Pages(const MemoryRegion& region) {
+  const size_t page = sysconf(_SC_PAGESIZE);
+  return (region.size() + page - 1) / page;
+}
+
+TEST(MemoryRegionTest, ReservesWithoutTaking) {
+  // More than most machines have.
+  const absl::StatusOr<MemoryRegion> region = MemoryRegion::Reserve(size_t{1} << 40);
+  if (!region.ok()) {
+    // Systems that promise no more than they have.
+    EXPECT_EQ(region.status().code(), absl::StatusCode::kResourceExhausted);
+    return;
+  }
+  EXPECT_EQ(region->size(), size_t{1} << 40);
+  region->data()[0] = std::byte{1};
+  region->data()[region->size() - 1] = std::byte{2};
+  EXPECT_EQ(region->data()[region->size() / 2], std::byte{0});
+}
+
+TEST(MemoryRegionTest, NothingIsResidentUntilItIsTouched) {
+  const MemoryRegion region = MemoryRegion::Reserve(5 * kMiB + 100).value();
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(region.data()) % (2 * kMiB), 0u);
+  EXPECT_EQ(ResidentPages(region), 0u);
+  region.data()[3 * kMiB] = std::byte{1};
+  EXPECT_GT(ResidentPages(region), 0u);
+  EXPECT_LT(ResidentPages(region), Pages(region));
+}
+
+TEST(MemoryRegionTest, FaultInTakesEveryPageAndChangesNoByte) {
+  MemoryRegion region = MemoryRegion::Reserve(200 * kMiB + 100).value();
+  region.data()[70 * kMiB] = std::byte{7};
+  ASSERT_TRUE(region.FaultIn().ok());
+  EXPECT_EQ(ResidentPages(region), Pages(region));
+  EXPECT_EQ(region.data()[70 * kMiB], std::byte{7});
+  EXPECT_EQ(region.data()[region.size() - 1], std::byte{0});
+}
+
+TEST(MemoryRegionTest, TouchingEachPageDoesTheSame) {
+  MemoryRegion region = MemoryRegion::Reserve(6 * kMiB + 1).value();
+  region.data()[4 * kMiB] = std::byte{7};
+  region.TouchEachPage();
+  EXPECT_EQ(ResidentPages(region), Pages(region));
+  EXPECT_EQ(region.data()[4 * kMiB], std::byte{7});
+}
+
+TEST(MemoryRegionTest, MovingKeepsTheAddress) {
+  MemoryRegion first = MemoryRegion::Reserve(kMiB).value();
+  std::byte* const data = first.data();
+  data[0] = std::byte{9};
+  MemoryRegion second = std::move(first);
+  EXPECT_EQ(second.data(), data);
+  second = MemoryRegion::Reserve(2 * kMiB).value();
+  EXPECT_EQ(second.size(), 2 * kMiB);
+  MemoryRegion third = std::move(second);
+  EXPECT_EQ(third.data()[0], std::byte{0});
+}
+
+TEST(MemoryRegionTest, RefusesSizesThatCannotBe) {
+  EXPECT_EQ(MemoryRegion::Reserve(0).status().code(), absl::StatusCode::kInvalidArgument);
+  for (const size_t bytes : {std::numeric_limits<size_t>::max(), size_t{1} << 62}) {
+    EXPECT_EQ(MemoryRegion::Reserve(bytes).status().code(), absl::StatusCode::kResourceExhausted);
+  }
+}
+
+}  // namespace
+}  // namespace kvcache

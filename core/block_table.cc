@@ -1,0 +1,406 @@
+#include "kvcache/core/block_table.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kvcache/core/check.h"
+
+namespace kvcache::internal {
+
+BlockTable::BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks,
+                       EvictionPolicy& policy)
+    : policy_(policy),
+      alignment_(alignment),
+      max_blocks_(max_blocks),
+      index_(0, KeyHash{this}, KeyEqual{this}),
+      capacity_(capacity_bytes),
+      limit_(capacity_bytes) {
+  index_.reserve(max_blocks);
+  deadlines_.SetMaxSlots(max_blocks);
+  policy_.SetLimits(max_blocks, capacity_bytes);
+}
+
+NamespaceId BlockTable::AddNamespace(std::string model) {
+  namespaces_.emplace_back().model = std::move(model);
+  return static_cast<NamespaceId>(namespaces_.size() - 1);
+}
+
+// --- Finding
+
+EntryInfo BlockTable::InfoOf(const Block& b) const {
+  return {.key_hash = b.key.Hash64(),
+          .bytes = b.bytes,
+          .parent = b.parent,
+          .depth = b.depth,
+          .chain_blocks = b.chain_blocks,
+          .priority = b.priority,
+          .recompute_cost = b.recompute_cost,
+          .deadline = b.deadline};
+}
+
+absl::Time BlockTable::DeadlineOfParent(const Block& b) const {
+  return b.parent == kNoSlot ? absl::InfiniteFuture() : block(b.parent).deadline;
+}
+
+bool BlockTable::Lives(const Block& b, absl::Time now) const {
+  if (b.epoch != record(b).epoch) return false;
+  if (b.parent != kNoSlot && block(b.parent).state == Block::State::kRemoved) return false;
+  return now < (b.visible() ? b.deadline : DeadlineOfParent(b));
+}
+
+RemoveReason BlockTable::WhyDead(const Block& b) const {
+  if (b.epoch != record(b).epoch) return RemoveReason::kErased;
+  if (b.parent != kNoSlot && block(b.parent).state == Block::State::kRemoved) {
+    return block(b.parent).reason;
+  }
+  return RemoveReason::kExpired;
+}
+
+Slot BlockTable::Find(const BlockKey& key, absl::Time now) const {
+  const auto it = index_.find(key);
+  return it != index_.end() && Lives(block(*it), now) ? *it : kNoSlot;
+}
+
+Slot BlockTable::FindOrRemove(const BlockKey& key, absl::Time now, Removed* removed) {
+  const auto it = index_.find(key);
+  if (it == index_.end()) return kNoSlot;
+  const Slot slot = *it;
+  if (Lives(block(slot), now)) return slot;
+  Unlink(slot, WhyDead(block(slot)), removed);
+  return kNoSlot;
+}
+
+// --- Pins and touches
+
+void BlockTable::Pin(Slot slot, absl::Time now) {
+  Block& b = block(slot);
+  ++pins_;
+  if (b.pins++ > 0) return;
+  b.pinned_since = now;
+  b.previous_pinned = latest_pinned_;
+  (latest_pinned_ == kNoSlot ? longest_pinned_ : block(latest_pinned_).next_pinned) = slot;
+  latest_pinned_ = slot;
+}
+
+void BlockTable::Unpin(Slot slot, Removed* removed) {
+  Block& b = block(slot);
+  KVCACHE_CHECK(b.pins > 0, "slot ", slot, " is not pinned");
+  --pins_;
+  if (--b.pins > 0) return;
+  (b.previous_pinned == kNoSlot ? longest_pinned_ : block(b.previous_pinned).next_pinned) =
+      b.next_pinned;
+  (b.next_pinned == kNoSlot ? latest_pinned_ : block(b.next_pinned).previous_pinned) =
+      b.previous_pinned;
+  b.previous_pinned = b.next_pinned = kNoSlot;
+  if (b.state == Block::State::kRemoved) {
+    record(b).usage.bytes_detached -= Charge(b.bytes);
+    GiveUpExtent(b, removed);
+    FreeSlotIfUnused(slot);
+  } else {
+    UnparkIfEvictable(slot);
+  }
+}
+
+void BlockTable::Touch(absl::Span<const Slot> slots, const Run& run) {
+  absl::InlinedVector<Slot, 256> known;
+  for (Slot slot : slots) {
+    Block& b = block(slot);
+    if (!b.admitted) continue;
+    b.parked = false;
+    known.push_back(slot);
+  }
+  if (!known.empty()) policy_.Touch(known, run);
+}
+
+void BlockTable::UnparkIfEvictable(Slot slot) {
+  Block& b = block(slot);
+  if (!b.parked || !Evictable(b)) return;
+  b.parked = false;
+  policy_.Unpark(slot);
+}
+
+// --- The tree
+
+void BlockTable::LinkSibling(Slot slot) {
+  Block& b = block(slot);
+  NamespaceRecord& ns = record(b);
+  Slot& first = b.parent == kNoSlot ? ns.first_root : block(b.parent).first_child;
+  b.next_sibling = first;
+  if (first != kNoSlot) {
+    block(first).previous_sibling = slot;
+  } else if (b.parent == kNoSlot) {
+    ns.last_root = slot;
+  }
+  first = slot;
+  if (b.parent != kNoSlot) ++block(b.parent).children;
+}
+
+void BlockTable::UnlinkSibling(Slot slot) {
+  Block& b = block(slot);
+  NamespaceRecord& ns = record(b);
+  Slot& first = b.parent == kNoSlot ? ns.first_root : block(b.parent).first_child;
+  (b.previous_sibling == kNoSlot ? first : block(b.previous_sibling).next_sibling) = b.next_sibling;
+  if (b.next_sibling != kNoSlot) {
+    block(b.next_sibling).previous_sibling = b.previous_sibling;
+  } else if (b.parent == kNoSlot) {
+    ns.last_root = b.previous_sibling;
+  }
+  if (b.parent != kNoSlot && !b.chosen) ChildGone(b.parent);
+  b.parent = b.previous_sibling = b.next_sibling = kNoSlot;
+}
+
+void BlockTable::ChildGone(Slot parent) {
+  --block(parent).children;
+  UnparkIfEvictable(parent);
+}
+
+// --- Room
+
+BlockTable::Room BlockTable::ChooseVictims(
+    const EntryInfo& incoming, absl::FunctionRef<bool(size_t victims, size_t bytes)> enough) {
+  victims_.clear();
+  size_t bytes = 0;
+  while (!enough(victims_.size(), bytes)) {
+    const VictimResult victim = policy_.Victim(incoming);
+    if (victim.kind != VictimResult::Kind::kSlot) {
+      TakeVictimsBack();
+      return victim.kind == VictimResult::Kind::kRefuse ? Room::kRefusedByPolicy
+                                                        : Room::kNothingToEvict;
+    }
+    Block& b = block(victim.slot);
+    policy_.Park(victim.slot);
+    b.parked = true;
+    if (!Evictable(b)) continue;
+    b.chosen = true;
+    victims_.push_back(victim.slot);
+    bytes += Charge(b.bytes);
+    if (b.parent != kNoSlot) ChildGone(b.parent);
+  }
+  return Room::kMade;
+}
+
+void BlockTable::TakeVictimsBack() {
+  for (auto it = victims_.rbegin(); it != victims_.rend(); ++it) {
+    Block& b = block(*it);
+    if (b.parent != kNoSlot) ++block(b.parent).children;
+    b.chosen = b.parked = false;
+    policy_.Unpark(*it);
+  }
+  victims_.clear();
+}
+
+void BlockTable::EvictVictims(Removed* removed) {
+  for (Slot slot : victims_) Unlink(slot, RemoveReason::kEvicted, removed);
+  victims_.clear();
+}
+
+BlockTable::Room BlockTable::MakeRoom(size_t bytes, Slot parent, const EntryInfo& incoming,
+                                      absl::Time now, Removed* removed) {
+  const size_t charge = Charge(bytes);
+  const auto enough = [&](size_t victims, size_t victim_bytes) {
+    return charged_ + charge <= limit_ + removed->bytes + victim_bytes &&
+           (victims > 0 || HasSlot());
+  };
+  while (!enough(0, 0) && RemoveExpired(1, now, removed)) {
+  }
+  if (parent != kNoSlot) ++block(parent).children;  // keeps it from being chosen
+  const Room room = ChooseVictims(incoming, enough);
+  if (parent != kNoSlot) ChildGone(parent);
+  if (room != Room::kMade) return room;
+  EvictVictims(removed);
+  removed->reused = std::min(removed->bytes, charge);
+  charged_ += charge - removed->reused;
+  peak_ = std::max(peak_, charged_);
+  return Room::kMade;
+}
+
+size_t BlockTable::EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed* removed) {
+  const Room room = ChooseVictims(incoming, [](size_t victims, size_t) { return victims > 0; });
+  if (room != Room::kMade) return 0;
+  const size_t bytes = Charge(block(victims_.front()).bytes);
+  if (bytes > max_bytes) {
+    TakeVictimsBack();
+    return 0;
+  }
+  EvictVictims(removed);
+  return bytes;
+}
+
+bool BlockTable::Shrink(size_t capacity, absl::Time now, Removed* removed) {
+  const auto enough = [&](size_t, size_t victim_bytes) {
+    return charged_ <= capacity + removed->bytes + victim_bytes;
+  };
+  while (!enough(0, 0) && RemoveExpired(1, now, removed)) {
+  }
+  if (ChooseVictims({}, enough) != Room::kMade) return false;
+  EvictVictims(removed);
+  limit_ = capacity;
+  return true;
+}
+
+void BlockTable::SetCapacity(size_t capacity) {
+  capacity_ = limit_ = capacity;
+  policy_.SetLimits(max_blocks_, capacity);
+}
+
+void BlockTable::Freed(const Removed& removed) {
+  charged_ -= removed.bytes - removed.reused;
+  being_freed_ -= removed.bytes;
+}
+
+// --- Slots
+
+Slot BlockTable::TakeSlot() {
+  if (free_slot_ != kNoSlot) {
+    const Slot slot = free_slot_;
+    free_slot_ = block(slot).next_sibling;
+    block(slot).next_sibling = kNoSlot;
+    return slot;
+  }
+  KVCACHE_CHECK(slots_ < max_blocks_, "no slot among ", max_blocks_);
+  if (slots_ == chunks_.size() * kBlocksPerChunk) {
+    chunks_.push_back(std::make_unique<Block[]>(kBlocksPerChunk));
+  }
+  return static_cast<Slot>(slots_++);
+}
+
+void BlockTable::FreeSlotIfUnused(Slot slot) {
+  Block& b = block(slot);
+  if (b.state != Block::State::kRemoved || b.pins > 0 || b.retired) return;
+  b = Block();
+  b.next_sibling = free_slot_;
+  free_slot_ = slot;
+}
+
+// --- Removing
+
+void BlockTable::CountRemoval(const Block& b, RemoveReason reason) {
+  CacheCounters& counters = record(b).counters;
+  const bool was_visible = b.admitted;
+  if (!was_visible || reason == RemoveReason::kAborted) {
+    ++counters.failed_writes;
+    return;
+  }
+  switch (reason) {
+    case RemoveReason::kEvicted:
+      ++counters.evictions;
+      counters.evicted_before_reuse += !b.reused;
+      break;
+    case RemoveReason::kErased:
+      ++counters.erased;
+      break;
+    case RemoveReason::kExpired:
+      ++counters.expirations;
+      break;
+    case RemoveReason::kReplaced:
+      ++counters.replaced;
+      break;
+    case RemoveReason::kAborted:
+      break;
+  }
+}
+
+void BlockTable::Unlink(Slot slot, RemoveReason reason, Removed* removed) {
+  Block& b = block(slot);
+  KVCACHE_CHECK(b.state != Block::State::kFree && b.state != Block::State::kRemoved, "slot ", slot,
+                " is not in the table");
+  NamespaceRecord& ns = record(b);
+  const bool was_refused = b.extent.size == 0;
+  if (!was_refused) CountRemoval(b, reason);
+  if (b.indexed) {
+    index_.erase(slot);
+    if (b.epoch == ns.epoch) {
+      --ns.usage.blocks;
+      ns.usage.blocks_complete -= b.state == Block::State::kComplete;
+    }
+  }
+  if (b.admitted) policy_.Remove(slot, reason);
+  if (deadlines_.Contains(slot)) deadlines_.Remove(slot);
+  UnlinkSibling(slot);
+  b.indexed = b.admitted = b.parked = b.chosen = false;
+  b.state = Block::State::kRemoved;
+  b.reason = reason;
+  if (b.first_child != kNoSlot) {
+    b.retired = true;
+    b.next_sibling = retired_;
+    retired_ = slot;
+    removed->more = true;
+  }
+  if (b.pins > 0) {
+    ns.usage.bytes_detached += Charge(b.bytes);
+  } else {
+    GiveUpExtent(b, removed);
+  }
+  FreeSlotIfUnused(slot);
+}
+
+void BlockTable::GiveUpExtent(Block& b, Removed* removed) {
+  const size_t charge = Charge(std::exchange(b.bytes, 0));
+  record(b).usage.bytes_in_use -= charge;
+  being_freed_ += charge;
+  removed->bytes += charge;
+  if (b.extent.size > 0) removed->extents.push_back(std::exchange(b.extent, {}));
+}
+
+void BlockTable::RemoveRetired(size_t steps, Removed* removed) {
+  removed->more = false;
+  while (retired_ != kNoSlot) {
+    const Slot top = retired_;
+    Block& b = block(top);
+    if (b.first_child == kNoSlot) {
+      retired_ = std::exchange(b.next_sibling, kNoSlot);
+      b.retired = false;
+      FreeSlotIfUnused(top);
+      continue;
+    }
+    if (steps-- == 0) {
+      removed->more = true;
+      return;
+    }
+    Unlink(b.first_child, b.reason, removed);
+  }
+  removed->more = false;
+}
+
+size_t BlockTable::StartErase(NamespaceId id) {
+  NamespaceRecord& ns = namespaces_[static_cast<size_t>(id)];
+  ++ns.epoch;
+  ns.usage.blocks_complete = 0;
+  return std::exchange(ns.usage.blocks, 0);
+}
+
+bool BlockTable::ContinueErase(NamespaceId id, size_t steps, Removed* removed) {
+  NamespaceRecord& ns = namespaces_[static_cast<size_t>(id)];
+  while (ns.last_root != kNoSlot && block(ns.last_root).epoch != ns.epoch) {
+    if (steps-- == 0) return true;
+    Unlink(ns.last_root, RemoveReason::kErased, removed);
+  }
+  return false;
+}
+
+bool BlockTable::RemoveExpired(size_t steps, absl::Time now, Removed* removed) {
+  while (!deadlines_.empty() && deadlines_.top_rank() <= now) {
+    if (steps-- == 0) return true;
+    Unlink(deadlines_.top(), RemoveReason::kExpired, removed);
+  }
+  return false;
+}
+
+CacheStats BlockTable::Stats(absl::Time now) const {
+  CacheStats stats;
+  for (size_t id = 0; id < namespaces_.size(); ++id) {
+    const NamespaceRecord& ns = namespaces_[id];
+    stats.namespaces.push_back({static_cast<uint32_t>(id), ns.model, ns.counters, ns.usage});
+    stats.counters += ns.counters;
+    stats.usage += ns.usage;
+  }
+  stats.usage.bytes_in_use = charged_;
+  stats.capacity_bytes = capacity_;
+  stats.peak_bytes = peak_;
+  stats.max_blocks = max_blocks_;
+  stats.leases = pins_;
+  if (longest_pinned_ != kNoSlot) stats.oldest_lease = now - block(longest_pinned_).pinned_since;
+  return stats;
+}
+
+}  // namespace kvcache::internal

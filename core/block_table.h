@@ -1,0 +1,272 @@
+// BlockTable: what a Cache guards with its lock. Internal to core.
+#ifndef KVCACHE_CORE_BLOCK_TABLE_H_
+#define KVCACHE_CORE_BLOCK_TABLE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/container/inlined_vector.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kvcache/core/block_key.h"
+#include "kvcache/core/cache_types.h"
+#include "kvcache/core/eviction_policy.h"
+#include "kvcache/core/extent.h"
+#include "kvcache/core/slot.h"
+#include "kvcache/core/slot_heap.h"
+#include "kvcache/core/stats.h"
+
+namespace kvcache::internal {
+
+// What is done to blocks in one hold of the lock, at most.
+inline constexpr size_t kBlocksPerLock = 256;
+
+// The progress of a block that is not complete. A part is claimed when it was given to a commit,
+// and committed when that has succeeded.
+struct BlockWrite {
+  absl::Duration ttl;
+  std::vector<bool> claimed;
+  std::vector<bool> committed;
+  uint32_t committed_parts = 0;
+  uint32_t copies = 0;       // parts whose commit waits for a copy
+  bool leased = true;        // the WriteLease has not ended
+  bool keep = false;         // ends as a partial block rather than as none
+  bool replacement = false;  // enters the index when the write ends
+};
+
+struct Block {
+  // kRemoved: no key reaches it; it waits for its last pin, or for its children to be removed.
+  enum class State : uint8_t { kFree, kWriting, kPartial, kComplete, kRemoved };
+
+  BlockKey key;
+  Extent extent;  // size 0: has none (yet)
+  size_t bytes = 0;
+  absl::Time deadline = absl::InfiniteFuture();
+  absl::Time pinned_since;
+  double recompute_cost = 0;          // seconds
+  std::unique_ptr<BlockWrite> write;  // while kWriting or kPartial
+  // The tree of prompts. Children without a parent hang below their namespace.
+  Slot parent = kNoSlot;
+  Slot first_child = kNoSlot;
+  Slot previous_sibling = kNoSlot;
+  Slot next_sibling = kNoSlot;  // of a removed block: the next one with children to remove
+  uint32_t children = 0;        // without those that were chosen as victims
+  // All pinned blocks, from the longest pinned on.
+  Slot previous_pinned = kNoSlot;
+  Slot next_pinned = kNoSlot;
+  uint32_t pins = 0;
+  uint32_t depth = 0;
+  uint32_t chain_blocks = 0;
+  uint32_t epoch = 0;
+  NamespaceId ns = NamespaceId::kDefault;
+  uint16_t parts = 0;
+  uint16_t priority = 0;
+  State state = State::kFree;
+  RemoveReason reason = RemoveReason::kErased;  // of a removed block
+  bool indexed = false;
+  bool admitted = false;  // the policy knows it
+  bool parked = false;    // ... and does not offer it
+  bool chosen = false;    // as a victim, by the call under way
+  bool reused = false;    // was hit
+  bool retired = false;   // among those with children to remove
+
+  size_t part_bytes() const { return bytes / parts; }
+  bool visible() const { return state == State::kPartial || state == State::kComplete; }
+};
+
+// Extents that no block has any more, for the cache to free without its lock and then to settle by
+// BlockTable::Freed().
+struct Removed {
+  absl::InlinedVector<Extent, 8> extents;
+  size_t bytes = 0;   // of all of them, as charged to the budget
+  size_t reused = 0;  // among them: charged to the newcomer that they made room for already
+  bool more = false;  // RemoveRetired() has something to do
+};
+
+// Blocks by key and by slot, their tree, their pins, their deadlines, the eviction order and the
+// byte budget: a state machine without locks, memory or I/O. Every member function is called under
+// the cache's lock. Pointers from it are for that call only.
+//
+// A block becomes visible in MakeVisible() and invisible in Unlink(), and nowhere else.
+class BlockTable {
+ public:
+  // Bytes are charged to the budget in multiples of `alignment`.
+  BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks, EvictionPolicy& policy);
+
+  // --- Namespaces. Those that take an id abort unless it is known.
+  NamespaceId AddNamespace(std::string model);
+  size_t namespaces() const { return namespaces_.size(); }
+  bool Knows(NamespaceId ns) const { return static_cast<size_t>(ns) < namespaces_.size(); }
+  CacheCounters& counters(NamespaceId ns) { return namespaces_[static_cast<size_t>(ns)].counters; }
+
+  // --- Finding
+  Block& block(Slot slot) { return chunks_[slot / kBlocksPerChunk][slot % kBlocksPerChunk]; }
+  const Block& block(Slot slot) const {
+    return chunks_[slot / kBlocksPerChunk][slot % kBlocksPerChunk];
+  }
+  // The block of a key if it lives, else kNoSlot.
+  Slot Find(const BlockKey& key, absl::Time now) const;
+  // The same, but removes it when it does not live any more.
+  Slot FindOrRemove(const BlockKey& key, absl::Time now, Removed* removed);
+  // Whether a block may come after `previous` in a chain: it has no parent, or that one.
+  bool Follows(Slot slot, Slot previous) const {
+    const Slot parent = block(slot).parent;
+    return parent == kNoSlot || parent == previous;
+  }
+
+  // --- Pins and touches
+  void Pin(Slot slot, absl::Time now);
+  void Unpin(Slot slot, Removed* removed);
+  // Blocks that the policy does not know are left out.
+  void Touch(absl::Span<const Slot> slots, const Run& run);
+
+  // --- Writing
+  enum class Room { kMade, kNothingToEvict, kRefusedByPolicy };
+  // Makes room for a block of these bytes and a slot for it: removes what has expired, and evicts,
+  // but nothing if that is not enough. On kMade the room is charged already and Insert() must
+  // follow.
+  Room MakeRoom(size_t bytes, Slot parent, const EntryInfo& incoming, absl::Time now,
+                Removed* removed);
+  // Evicts one more block of up to `max_bytes`; returns its bytes, or 0.
+  size_t EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed* removed);
+  // A block in kWriting, pinned. It has no extent yet.
+  Slot Insert(const BlockKey& key, BlockSize size, const PutOptions& options, Slot parent,
+              absl::Duration ttl, bool replacement, absl::Time now);
+  // Lets a partial block be written on; pins it.
+  void Resume(Slot slot, absl::Duration ttl, absl::Time now);
+
+  // See WriteLease. ClaimPart comes first and checks; then either FinishPart, or AwaitCopy and
+  // later FinishCopy.
+  bool Committed(Slot slot, uint32_t part) const;
+  bool Claimed(Slot slot, uint32_t part) const;
+  absl::Status ClaimPart(Slot slot, uint32_t part, absl::Time now, Removed* removed);
+  void FinishPart(Slot slot, uint32_t part, bool succeeded, absl::Time now, Removed* removed);
+  void AwaitCopy(Slot slot) { ++block(slot).write->copies; }
+  void FinishCopy(Slot slot, uint32_t part, bool succeeded, absl::Time now, Removed* removed);
+  absl::Status CommitRest(Slot slot, absl::Time now, Removed* removed);
+  absl::Status Suspend(Slot slot, absl::Time now, Removed* removed);
+  void Abort(Slot slot, absl::Time now, Removed* removed);
+
+  // --- Removing
+  // Makes a block unreachable, whatever its state. What hangs below it follows in RemoveRetired().
+  void Unlink(Slot slot, RemoveReason reason, Removed* removed);
+  // Removes up to `steps` descendants of removed blocks; sets removed->more when that was not all.
+  void RemoveRetired(size_t steps, Removed* removed);
+  // Nobody finds what is in the namespace now. Returns how many visible blocks that were.
+  size_t StartErase(NamespaceId ns);
+  // Removes up to `steps` of them; false when there are no more.
+  bool ContinueErase(NamespaceId ns, size_t steps, Removed* removed);
+  // Removes up to `steps` blocks that have expired; false when there are no more.
+  bool RemoveExpired(size_t steps, absl::Time now, Removed* removed);
+
+  // --- Deadlines and budget
+  void Extend(Slot slot, absl::Time deadline);
+  size_t Charge(size_t bytes) const { return (bytes + alignment_ - 1) / alignment_ * alignment_; }
+  size_t capacity() const { return capacity_; }
+  // What is removed but not yet freed.
+  size_t bytes_being_freed() const { return being_freed_; }
+  void Freed(const Removed& removed);
+  // Evicts until `capacity` bytes suffice, or nothing; on success nothing grows beyond it any more.
+  bool Shrink(size_t capacity, absl::Time now, Removed* removed);
+  void SetCapacity(size_t capacity);
+
+  size_t pins() const { return pins_; }
+  // Everything but the names of backend and policy.
+  CacheStats Stats(absl::Time now) const;
+
+ private:
+  struct NamespaceRecord {
+    std::string model;
+    CacheCounters counters;
+    CacheUsage usage;
+    uint32_t epoch = 0;
+    // The list of blocks without parents, newest first: so those of older epochs are at its end.
+    Slot first_root = kNoSlot;
+    Slot last_root = kNoSlot;
+  };
+
+  struct KeyHash {
+    using is_transparent = void;
+    const BlockTable* table;
+    size_t operator()(const BlockKey& key) const { return key.Hash64(); }
+    size_t operator()(Slot slot) const { return table->block(slot).key.Hash64(); }
+  };
+  struct KeyEqual {
+    using is_transparent = void;
+    const BlockTable* table;
+    bool operator()(Slot a, Slot b) const { return a == b; }
+    bool operator()(Slot a, const BlockKey& b) const { return table->block(a).key == b; }
+    bool operator()(const BlockKey& a, Slot b) const { return table->block(b).key == a; }
+  };
+
+  static constexpr size_t kBlocksPerChunk = 512;
+
+  NamespaceRecord& record(const Block& b) { return namespaces_[static_cast<size_t>(b.ns)]; }
+  const NamespaceRecord& record(const Block& b) const {
+    return namespaces_[static_cast<size_t>(b.ns)];
+  }
+
+  EntryInfo InfoOf(const Block& b) const;
+  absl::Time DeadlineOfParent(const Block& b) const;
+  bool Lives(const Block& b, absl::Time now) const;
+  RemoveReason WhyDead(const Block& b) const;
+  bool Evictable(const Block& b) const { return b.visible() && b.pins == 0 && b.children == 0; }
+  void UnparkIfEvictable(Slot slot);
+
+  Slot TakeSlot();
+  bool HasSlot() const { return free_slot_ != kNoSlot || slots_ < max_blocks_; }
+  void FreeSlotIfUnused(Slot slot);
+
+  void LinkSibling(Slot slot);
+  void UnlinkSibling(Slot slot);
+  void ChildGone(Slot parent);
+
+  // Chooses victims until `enough()`; takes all of them back and returns what the policy said when
+  // it does not come to that. Leaves them in victims_.
+  Room ChooseVictims(const EntryInfo& incoming,
+                     absl::FunctionRef<bool(size_t victims, size_t bytes)> enough);
+  void TakeVictimsBack();
+  void EvictVictims(Removed* removed);
+
+  // kAborted when what is written now would never be found; removes it then.
+  absl::Status CheckWriting(Slot slot, absl::Time now, Removed* removed);
+  // Ends the write if nothing is left to wait for.
+  void Settle(Slot slot, absl::Time now, Removed* removed);
+  void MakeVisible(Slot slot, Block::State state, absl::Time now, Removed* removed);
+  void SetDeadline(Slot slot, absl::Time deadline);
+  void ClipDescendants(Slot slot);
+  void CountRemoval(const Block& b, RemoveReason reason);
+  void GiveUpExtent(Block& b, Removed* removed);
+
+  EvictionPolicy& policy_;
+  const size_t alignment_;
+  const size_t max_blocks_;
+
+  std::vector<std::unique_ptr<Block[]>> chunks_;
+  std::vector<Slot> victims_;  // of the call under way
+  size_t slots_ = 0;           // ever taken
+  Slot free_slot_ = kNoSlot;   // list through next_sibling
+  absl::flat_hash_set<Slot, KeyHash, KeyEqual> index_;
+  std::vector<NamespaceRecord> namespaces_;
+  SlotHeap<absl::Time> deadlines_;  // of visible blocks that have one
+  Slot retired_ = kNoSlot;          // stack through next_sibling
+  Slot longest_pinned_ = kNoSlot;
+  Slot latest_pinned_ = kNoSlot;
+  size_t pins_ = 0;
+
+  size_t capacity_;     // as told to everybody
+  size_t limit_;        // what newcomers must keep to: lower while a Resize frees
+  size_t charged_ = 0;  // never less than what the backend has handed out
+  size_t being_freed_ = 0;
+  size_t peak_ = 0;
+};
+
+}  // namespace kvcache::internal
+
+#endif  // KVCACHE_CORE_BLOCK_TABLE_H_

@@ -1,0 +1,306 @@
+// Cache: copies into and out of blocks.
+#include <algorithm>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/strings/str_cat.h"
+#include "kvcache/core/block_table.h"
+#include "kvcache/core/cache.h"
+#include "kvcache/core/check.h"
+
+namespace kvcache {
+
+using internal::BlockTable;
+using internal::Removed;
+
+namespace {
+
+// Batches of up to so many allocate nothing.
+constexpr size_t kInlineRequests = 16;
+
+template <typename Pieces>
+absl::Status CheckSizes(absl::string_view name, const Pieces& pieces, size_t expected) {
+  size_t bytes = 0;
+  bool overflow = false;
+  for (const auto& piece : pieces) overflow |= __builtin_add_overflow(bytes, piece.size(), &bytes);
+  if (!overflow && bytes == expected) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      name, ": ", overflow ? "too many" : absl::StrCat(bytes), " bytes, expected ", expected));
+}
+
+// A transfer with one op for each of `results`. Op ops[i] ends with what `end` returns once op i of
+// `copies` has ended; the other ops have ended with their result.
+Transfer Renumbered(Transfer copies, absl::Span<const uint32_t> ops,
+                    absl::Span<const uint32_t> parts, absl::Span<const absl::Status> results,
+                    std::function<absl::Status(uint32_t op, const absl::Status& copied)> end) {
+  const auto shared = std::make_shared<const Transfer>(std::move(copies));
+  std::vector<uint32_t> part_of_op(results.size(), 0);
+  std::vector<bool> copied(results.size(), false);
+  for (size_t i = 0; i < ops.size(); ++i) {
+    part_of_op[ops[i]] = parts[i];
+    copied[ops[i]] = true;
+  }
+  const TransferSource source(part_of_op, {.order =
+                                               [shared](Stream stream, int64_t part) {
+                                                 return part < 0 ? shared->WaitOn(stream)
+                                                                 : shared->WaitPartOn(stream, part);
+                                               },
+                                           .cancel = [shared] { shared->Cancel(); }});
+  for (size_t op = 0; op < results.size(); ++op) {
+    if (!copied[op]) source.Complete(op, results[op]);
+  }
+  shared->OnOpDone(
+      [source, end = std::move(end), ops = std::vector<uint32_t>(ops.begin(), ops.end())](
+          size_t i, const absl::Status& status) { source.Complete(ops[i], end(ops[i], status)); });
+  return source.transfer();
+}
+
+}  // namespace
+
+class Cache::CopyPin {
+ public:
+  CopyPin(Cache* cache, Slot slot) : cache_(*cache), slot_(slot) {
+    MutexLock lock(cache_.mu_);
+    cache_.table_->Pin(slot_, cache_.clock_.Now());
+    ++cache_.in_flight_;
+  }
+  ~CopyPin() {
+    cache_
+        .Change([this](BlockTable& table, absl::Time, Removed* removed) {
+          table.Unpin(slot_, removed);
+          return absl::OkStatus();
+        })
+        .IgnoreError();
+    MutexLock lock(cache_.mu_);
+    --cache_.in_flight_;
+    cache_.changed_.NotifyAll();
+  }
+  CopyPin(const CopyPin&) = delete;
+  CopyPin& operator=(const CopyPin&) = delete;
+
+ private:
+  Cache& cache_;
+  const Slot slot_;
+};
+
+std::shared_ptr<void> Cache::PinForCopy(Slot slot) { return std::make_shared<CopyPin>(this, slot); }
+
+// --- ReadLease
+
+ReadLease& ReadLease::operator=(ReadLease&& other) noexcept {
+  if (this == &other) return *this;
+  Release();
+  cache_ = std::exchange(other.cache_, nullptr);
+  slot_ = other.slot_;
+  extent_ = other.extent_;
+  offset_ = other.offset_;
+  bytes_ = other.bytes_;
+  parts_ = other.parts_;
+  return *this;
+}
+
+void ReadLease::Release() {
+  if (cache_ != nullptr) cache_->Release({this, 1});
+}
+
+const std::byte* ReadLease::data() const {
+  if (cache_ == nullptr) return nullptr;
+  const std::byte* block = cache_->backend_->Address(extent_);
+  return block == nullptr ? nullptr : block + offset_;
+}
+
+const std::byte* ReadLease::part(uint32_t part) const {
+  KVCACHE_CHECK(part < parts_, "part ", part, " of ", parts_);
+  const std::byte* first = data();
+  return first == nullptr ? nullptr : first + part * (bytes_ / parts_);
+}
+
+Transfer ReadLease::ReadAt(size_t offset, size_t bytes, uint32_t part,
+                           absl::Span<const MutableBytes> destination, MemorySpace space,
+                           Stream stream) const {
+  if (absl::Status status = CheckSizes("destination", destination, bytes); !status.ok()) {
+    return Transfer::Completed({status});
+  }
+  const ReadOp op = {extent_, offset, destination, space, part};
+  Transfer copy = cache_->backend_->Read({&op, 1}, stream);
+  if (!copy.Done()) copy.Keep(cache_->PinForCopy(slot_));
+  cache_->CountRead(slot_, bytes);
+  return copy;
+}
+
+Transfer ReadLease::Read(absl::Span<const MutableBytes> destination, MemorySpace space,
+                         Stream stream) const {
+  KVCACHE_CHECK(holds(), "the lease holds nothing");
+  return ReadAt(offset_, bytes_, 0, destination, space, stream);
+}
+
+Transfer ReadLease::ReadPart(uint32_t part, absl::Span<const MutableBytes> destination,
+                             MemorySpace space, Stream stream) const {
+  KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
+  const size_t bytes = bytes_ / parts_;
+  return ReadAt(offset_ + part * bytes, bytes, part, destination, space, stream);
+}
+
+// --- WriteLease
+
+std::byte* WriteLease::data() const {
+  return cache_ == nullptr ? nullptr : cache_->backend_->Address(extent_);
+}
+
+std::byte* WriteLease::part(uint32_t part) const {
+  KVCACHE_CHECK(part < parts_, "part ", part, " of ", parts_);
+  std::byte* first = data();
+  return first == nullptr ? nullptr : first + part * (bytes_ / parts_);
+}
+
+Transfer WriteLease::WriteAt(size_t offset, size_t bytes, uint32_t first_part, uint32_t end_part,
+                             absl::Span<const ConstBytes> source, MemorySpace space,
+                             Stream stream) {
+  KVCACHE_CHECK(holds() && first_part < end_part && end_part <= parts_, "parts ", first_part,
+                " to ", end_part, " of ", parts_);
+  absl::Status status = CheckSizes("source", source, bytes);
+  if (status.ok()) {
+    status = cache_->Change([&](BlockTable& table, absl::Time, Removed*) {
+      for (uint32_t part = first_part; part < end_part; ++part) {
+        if (!table.Claimed(slot_, part)) continue;
+        return absl::FailedPreconditionError(
+            absl::StrCat("part ", part, " was committed, or given to CommitAfter(), before"));
+      }
+      return absl::OkStatus();
+    });
+  }
+  if (!status.ok()) return Transfer::Completed({status});
+  const WriteOp op = {extent_, offset, source, space, first_part};
+  Transfer copy = cache_->backend_->Write({&op, 1}, stream);
+  if (!copy.Done()) copy.Keep(cache_->PinForCopy(slot_));
+  return copy;
+}
+
+Transfer WriteLease::Write(absl::Span<const ConstBytes> source, MemorySpace space, Stream stream) {
+  return WriteAt(0, bytes_, 0, parts_, source, space, stream);
+}
+
+Transfer WriteLease::WritePart(uint32_t part, absl::Span<const ConstBytes> source,
+                               MemorySpace space, Stream stream) {
+  KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
+  const size_t bytes = bytes_ / parts_;
+  return WriteAt(part * bytes, bytes, part, part + 1, source, space, stream);
+}
+
+// --- Batches
+
+void Cache::CountRead(Slot slot, size_t bytes) {
+  MutexLock lock(mu_);
+  table_->counters(table_->block(slot).ns).bytes_read += bytes;
+}
+
+Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) {
+  absl::InlinedVector<ReadLease, kInlineRequests> leases(requests.size());
+  absl::InlinedVector<absl::Status, kInlineRequests> results(requests.size());
+  for (size_t i = 0; i < requests.size();) {
+    const size_t end = std::min(i + internal::kBlocksPerLock, requests.size());
+    Removed removed;
+    {
+      MutexLock lock(mu_);
+      const absl::Time now = clock_.Now();
+      for (; i < end; ++i) {
+        const ReadRequest& request = requests[i];
+        if (!table_->Knows(request.ns)) {
+          results[i] = UnknownNamespace("requests[i].ns", request.ns);
+          continue;
+        }
+        absl::StatusOr<ReadLease> lease =
+            FindAndPin(request.ns, request.key, request.part, now, &removed);
+        results[i] = lease.status();
+        if (!lease.ok()) continue;
+        leases[i] = *std::move(lease);
+        results[i] = CheckSizes("destination", request.destination, leases[i].size());
+        if (results[i].ok()) table_->counters(request.ns).bytes_read += leases[i].size();
+      }
+      if (requests.size() <= internal::kBlocksPerLock) TouchBackwards(leases, 0, now, false);
+    }
+    Free(std::move(removed));
+  }
+  if (requests.size() > internal::kBlocksPerLock) TouchChunks(leases, 0);
+
+  absl::InlinedVector<ReadOp, kInlineRequests> copies;
+  absl::InlinedVector<uint32_t, kInlineRequests> numbers;
+  absl::InlinedVector<uint32_t, kInlineRequests> parts;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    if (!results[i].ok()) continue;
+    copies.push_back({leases[i].extent_, leases[i].offset_, requests[i].destination,
+                      requests[i].destination_space, requests[i].part.value_or(0)});
+    numbers.push_back(i);
+    parts.push_back(copies.back().part);
+  }
+  Transfer copied = backend_->Read(copies, stream);
+  if (!copied.Done()) {
+    for (uint32_t i : numbers) copied.Keep(PinForCopy(leases[i].slot_));
+  }
+  Release(absl::MakeSpan(leases));
+  if (copies.size() == requests.size()) return copied;
+  if (copied.Done()) {
+    for (size_t op = 0; op < numbers.size(); ++op) results[numbers[op]] = copied.result(op);
+    return Transfer::Completed(std::vector<absl::Status>(results.begin(), results.end()));
+  }
+  return Renumbered(std::move(copied), numbers, parts, results,
+                    [](uint32_t, const absl::Status& status) { return status; });
+}
+
+absl::Status Cache::Put(const BlockKey& key, BlockSize size, absl::Span<const ConstBytes> source,
+                        const PutOptions& options) {
+  if (absl::Status status = CheckSizes("source", source, size.bytes); !status.ok()) return status;
+  absl::StatusOr<WriteLease> lease = Reserve(key, size, options);
+  if (!lease.ok()) return lease.status();
+  if (absl::Status status = lease->Write(source).Wait(); !status.ok()) return status;
+  return lease->Commit();
+}
+
+Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
+  // Lives until the last copy has ended.
+  struct Write {
+    WriteLease lease;
+    std::shared_ptr<void> pin;
+  };
+  auto writes = std::make_shared<std::vector<Write>>(requests.size());
+  std::vector<absl::Status> results(requests.size());
+  std::vector<WriteOp> copies;
+  std::vector<uint32_t> numbers;
+  for (size_t i = 0; i < requests.size(); ++i) {
+    const PutRequest& request = requests[i];
+    results[i] = CheckSizes("source", request.source, request.size.bytes);
+    if (!results[i].ok()) continue;
+    absl::StatusOr<WriteLease> lease = Reserve(request.key, request.size, request.options);
+    results[i] = lease.status();
+    if (!lease.ok()) continue;
+    copies.push_back({lease->extent_, 0, request.source, request.source_space, 0});
+    numbers.push_back(i);
+    (*writes)[i].lease = *std::move(lease);
+  }
+  Transfer copied = backend_->Write(copies, stream);
+  const auto end = [writes](uint32_t i, const absl::Status& status) {
+    Write& write = (*writes)[i];
+    absl::Status result = status;
+    if (status.ok()) {
+      result = write.lease.Commit();
+    } else {
+      write.lease.Abort();
+    }
+    write.pin.reset();
+    return result;
+  };
+  if (copied.Done()) {
+    for (size_t op = 0; op < numbers.size(); ++op) {
+      results[numbers[op]] = end(numbers[op], copied.result(op));
+    }
+    return Transfer::Completed(std::move(results));
+  }
+  for (uint32_t i : numbers) (*writes)[i].pin = PinForCopy((*writes)[i].lease.slot_);
+  return Renumbered(std::move(copied), numbers, std::vector<uint32_t>(numbers.size(), 0), results,
+                    end);
+}
+
+}  // namespace kvcache

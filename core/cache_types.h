@@ -1,0 +1,101 @@
+// The plain values in the interface of Cache.
+#ifndef KVCACHE_CORE_CACHE_TYPES_H_
+#define KVCACHE_CORE_CACHE_TYPES_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kvcache/core/block_key.h"
+#include "kvcache/core/clock.h"
+#include "kvcache/core/lease.h"
+#include "kvcache/core/memory_space.h"
+
+namespace kvcache {
+
+struct CacheOptions {
+  // The most bytes that blocks may take, each rounded up to the backend's alignment. Default: all
+  // of the backend.
+  std::optional<size_t> capacity_bytes;
+  // The most blocks. Each costs about 300 bytes of host memory besides its own bytes, of which 50
+  // are taken at once. Default: one for every 16 KiB of the backend, at least 1024, at most 16
+  // million.
+  std::optional<size_t> max_blocks;
+  // For blocks whose PutOptions say nothing. Default: they never expire.
+  absl::Duration default_ttl = absl::InfiniteDuration();
+  // Must outlive the cache.
+  const Clock* clock = &Clock::Real();
+};
+
+// Dense, from Cache::Register(); of one cache.
+enum class NamespaceId : uint32_t { kDefault = 0 };
+
+// The consecutive blocks of one prompt. All keys are of the same namespace.
+struct Chain {
+  NamespaceId ns = NamespaceId::kDefault;
+  absl::Span<const BlockKey> keys;
+  // For the statistics: of every block, the last of which may be short, and of all of them. 0: not
+  // counted.
+  uint32_t tokens_per_block = 0;
+  uint32_t tokens = 0;
+};
+
+// A block has 1 to 65,535 parts of equal size.
+struct BlockSize {
+  size_t bytes = 0;
+  uint32_t parts = 1;
+};
+
+struct PutOptions {
+  NamespaceId ns = NamespaceId::kDefault;
+  // The block before this one in its prompt: it cannot be evicted as long as this one is here, and
+  // takes this one with it when it is erased or expires.
+  std::optional<BlockKey> parent;
+  // Positive. Counts from the commit; a block never outlives its parent.
+  std::optional<absl::Duration> ttl;
+  // Compute that a hit saves; 0: unknown.
+  absl::Duration recompute_cost;
+  // Hints for policies: blocks of the whole prompt (0: unknown) and importance.
+  uint32_t chain_blocks = 0;
+  uint16_t priority = 0;
+};
+
+enum class LookupResult {
+  kHit,      // complete
+  kPartial,  // some parts are readable and nobody is writing
+  kPending,  // being written
+  kMiss,
+};
+
+// The leading blocks of a chain, pinned.
+struct PrefixMatch {
+  std::vector<ReadLease> blocks;
+  uint32_t tokens = 0;  // in them
+  // What follows the last of them: kHit when nothing does.
+  LookupResult end = LookupResult::kMiss;
+};
+
+struct ReadRequest {
+  NamespaceId ns = NamespaceId::kDefault;
+  BlockKey key;
+  // Sizes add up to the block's, or to the part's.
+  absl::Span<const MutableBytes> destination;
+  MemorySpace destination_space;
+  std::optional<uint32_t> part;
+};
+
+struct PutRequest {
+  BlockKey key;
+  BlockSize size;
+  // Sizes add up to size.bytes.
+  absl::Span<const ConstBytes> source;
+  MemorySpace source_space;
+  PutOptions options;
+};
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_CORE_CACHE_TYPES_H_
