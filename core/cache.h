@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
@@ -173,7 +174,7 @@ class Cache {
   CacheStats stats() const;
 
  private:
-  friend class PrefixCache;  // ReserveReplacement
+  friend class PrefixCache;  // replaces blocks
   friend class ReadLease;
   friend class WriteLease;
   class CopyPin;
@@ -185,6 +186,10 @@ class Cache {
   // children, when it is first committed or suspended. Only one at a time for a key.
   absl::StatusOr<WriteLease> ReserveReplacement(const BlockKey& key, BlockSize size,
                                                 const PutOptions& options);
+
+  // For PrefixCache: pins what there is of a block without counting it as a lookup, and says which
+  // parts are committed. Holds nothing when there is nothing, or somebody is writing it.
+  ReadLease PinForReplacement(const BlockKey& key, std::vector<bool>* committed);
 
   absl::StatusOr<WriteLease> ReserveBlock(const BlockKey& key, BlockSize size,
                                           const PutOptions& options, bool replacement);

@@ -118,30 +118,44 @@ const std::byte* ReadLease::part(uint32_t part) const {
   return first == nullptr ? nullptr : first + part * (bytes_ / parts_);
 }
 
-Transfer ReadLease::ReadAt(size_t offset, size_t bytes, uint32_t part,
-                           absl::Span<const MutableBytes> destination, MemorySpace space,
-                           Stream stream) const {
-  if (absl::Status status = CheckSizes("destination", destination, bytes); !status.ok()) {
-    return Transfer::Completed({status});
+Transfer ReadLease::ReadOps(absl::Span<const ReadOp> ops, size_t bytes_each, Stream stream) const {
+  for (const ReadOp& op : ops) {
+    absl::Status status = CheckSizes("destination", op.destination, bytes_each);
+    if (!status.ok()) {
+      return Transfer::Completed(std::vector<absl::Status>(ops.size(), std::move(status)));
+    }
   }
-  const ReadOp op = {extent_, offset, destination, space, part};
-  Transfer copy = cache_->backend_->Read({&op, 1}, stream);
-  if (!copy.Done()) copy.Keep(cache_->PinForCopy(slot_));
-  cache_->CountRead(slot_, bytes);
-  return copy;
+  Transfer copies = cache_->backend_->Read(ops, stream);
+  if (!copies.Done()) copies.Keep(cache_->PinForCopy(slot_));
+  cache_->CountRead(slot_, ops.size() * bytes_each);
+  return copies;
 }
 
 Transfer ReadLease::Read(absl::Span<const MutableBytes> destination, MemorySpace space,
                          Stream stream) const {
   KVCACHE_CHECK(holds(), "the lease holds nothing");
-  return ReadAt(offset_, bytes_, 0, destination, space, stream);
+  const ReadOp op = {extent_, offset_, destination, space, 0};
+  return ReadOps({&op, 1}, bytes_, stream);
 }
 
 Transfer ReadLease::ReadPart(uint32_t part, absl::Span<const MutableBytes> destination,
                              MemorySpace space, Stream stream) const {
   KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
   const size_t bytes = bytes_ / parts_;
-  return ReadAt(offset_ + part * bytes, bytes, part, destination, space, stream);
+  const ReadOp op = {extent_, offset_ + part * bytes, destination, space, part};
+  return ReadOps({&op, 1}, bytes, stream);
+}
+
+Transfer ReadLease::ReadParts(absl::Span<const absl::Span<const MutableBytes>> destinations,
+                              MemorySpace space, Stream stream) const {
+  KVCACHE_CHECK(holds() && destinations.size() == parts_, destinations.size(), " destinations of ",
+                parts_, " parts");
+  const size_t bytes = bytes_ / parts_;
+  absl::InlinedVector<ReadOp, 64> ops;
+  for (uint32_t part = 0; part < parts_; ++part) {
+    ops.push_back({extent_, offset_ + part * bytes, destinations[part], space, part});
+  }
+  return ReadOps(ops, bytes, stream);
 }
 
 // --- WriteLease

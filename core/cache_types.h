@@ -43,7 +43,9 @@ struct Chain {
   uint32_t tokens = 0;
 };
 
-// A block has 1 to 65,535 parts of equal size.
+inline constexpr uint32_t kMostParts = 65535;
+
+// A block has 1 to kMostParts parts of equal size.
 struct BlockSize {
   size_t bytes = 0;
   uint32_t parts = 1;

@@ -14,8 +14,6 @@ using internal::Removed;
 
 namespace {
 
-constexpr uint32_t kMostParts = 65535;
-
 // A request may evict this many times its own size before it gives up on fragmented memory.
 constexpr size_t kMostEvictedPerByte = 4;
 
@@ -54,6 +52,21 @@ absl::StatusOr<WriteLease> Cache::ReserveReplacement(const BlockKey& key, BlockS
                                                      const PutOptions& options) {
   KVCACHE_CHECK(!options.parent.has_value(), "a replacement with a parent");
   return ReserveBlock(key, size, options, /*replacement=*/true);
+}
+
+ReadLease Cache::PinForReplacement(const BlockKey& key, std::vector<bool>* committed) {
+  ReadLease lease;
+  Change([&](BlockTable& table, absl::Time now, Removed* removed) {
+    const Slot slot = table.FindOrRemove(key, now, removed);
+    if (slot == kNoSlot || !table.block(slot).visible()) return absl::OkStatus();
+    const Block& b = table.block(slot);
+    for (uint32_t part = 0; part < b.parts; ++part)
+      committed->push_back(table.Committed(slot, part));
+    table.Pin(slot, now);
+    lease = ReadLease(this, slot, b.extent, 0, b.bytes, b.parts);
+    return absl::OkStatus();
+  }).IgnoreError();
+  return lease;
 }
 
 absl::StatusOr<WriteLease> Cache::ReserveBlock(const BlockKey& key, BlockSize size,

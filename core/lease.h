@@ -11,6 +11,7 @@
 #include "kvcache/core/extent.h"
 #include "kvcache/core/memory_space.h"
 #include "kvcache/core/slot.h"
+#include "kvcache/core/storage_backend.h"
 #include "kvcache/core/transfer.h"
 
 namespace kvcache {
@@ -47,12 +48,13 @@ class ReadLease {
                 Stream stream = {}) const;
   Transfer ReadPart(uint32_t part, absl::Span<const MutableBytes> destination,
                     MemorySpace space = {}, Stream stream = {}) const;
+  // All parts, part i by op i. REQUIRES: holds(); destinations.size() == parts().
+  Transfer ReadParts(absl::Span<const absl::Span<const MutableBytes>> destinations,
+                     MemorySpace space = {}, Stream stream = {}) const;
 
  private:
   friend class Cache;
-  Transfer ReadAt(size_t offset, size_t bytes, uint32_t part,
-                  absl::Span<const MutableBytes> destination, MemorySpace space,
-                  Stream stream) const;
+  Transfer ReadOps(absl::Span<const ReadOp> ops, size_t bytes_each, Stream stream) const;
   ReadLease(Cache* cache, Slot slot, Extent extent, size_t offset, size_t bytes, uint32_t parts)
       : cache_(cache),
         slot_(slot),

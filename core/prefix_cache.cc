@@ -1,0 +1,311 @@
+#include "kvcache/core/prefix_cache.h"
+
+#include <utility>
+
+#include "absl/memory/memory.h"
+#include "absl/strings/str_cat.h"
+#include "kvcache/core/check.h"
+
+namespace kvcache {
+namespace {
+
+ConstBytes BytesOf(const KvTensor& tensor) {
+  return {static_cast<const std::byte*>(tensor.data), tensor.bytes()};
+}
+
+absl::Status CheckData(absl::string_view name, const KvTensor& tensor) {
+  if (tensor.data == nullptr) return absl::InvalidArgumentError(absl::StrCat(name, ": null data"));
+  const size_t alignment = DTypeSize(tensor.dtype);
+  const auto address = reinterpret_cast<uintptr_t>(tensor.data);
+  if (alignment > 0 && address % alignment != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(name, ": the data of ", tensor.ToString(),
+                                                   " is not aligned to ", alignment, " bytes"));
+  }
+  return absl::OkStatus();
+}
+
+bool SameShape(const KvTensor& a, const KvTensor& b) {
+  return a.dtype == b.dtype && a.tokens == b.tokens && a.kv_heads == b.kv_heads &&
+         a.head_dim == b.head_dim;
+}
+
+std::string RowOf(const KvLayout& layout) {
+  return absl::StrCat(DTypeName(layout.dtype), " [tokens, ", layout.kv_heads, ", ", layout.head_dim,
+                      "]");
+}
+
+absl::Status CheckShape(absl::string_view name, const KvTensor& tensor, const KvLayout& layout) {
+  if (tensor.dtype == layout.dtype && tensor.kv_heads == layout.kv_heads &&
+      tensor.head_dim == layout.head_dim) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, ": ", tensor.ToString(), ", but this cache holds ", RowOf(layout)));
+}
+
+}  // namespace
+
+absl::StatusOr<BlockKey> Prefix::Key(const BlockKey& root) const {
+  return text_.has_value() ? TextKey(root, *text_) : TokenBlockKey(root, tokens_);
+}
+
+std::string KvTensor::ToString() const {
+  return absl::StrCat(DTypeName(dtype), " [", tokens, ", ", kv_heads, ", ", head_dim, "]");
+}
+
+// --- CachedKv
+
+CachedKv::CachedKv(ReadLease lease, const KvLayout& layout)
+    : lease_(std::move(lease)), layout_(layout) {
+  const absl::StatusOr<size_t> token_bytes = layout_.PartBytes(1);
+  KVCACHE_CHECK(token_bytes.ok(), token_bytes.status().ToString());
+  tokens_ = lease_.size() / lease_.parts() / *token_bytes;
+}
+
+LayerKv CachedKv::layer(uint32_t layer) const {
+  LayerKv kv;
+  kv.k = {lease_.part(layer), layout_.dtype, tokens_, layout_.kv_heads, layout_.head_dim};
+  kv.v = kv.k;
+  if (kv.k.data != nullptr) {
+    kv.v.data = static_cast<const std::byte*>(kv.k.data) + kv.k.bytes();
+  }
+  return kv;
+}
+
+Transfer CachedKv::CopyTo(absl::Span<const LayerDestination> destinations, MemorySpace space,
+                          Stream stream) const {
+  const size_t tensor_bytes = lease_.size() / lease_.parts() / 2;
+  absl::Status refused;
+  if (destinations.size() != layers()) {
+    refused = absl::InvalidArgumentError(
+        absl::StrCat("destinations: ", destinations.size(), " layers, expected ", layers()));
+  }
+  std::vector<std::array<MutableBytes, 2>> pieces(destinations.size());
+  std::vector<absl::Span<const MutableBytes>> parts(destinations.size());
+  for (size_t i = 0; i < destinations.size(); ++i) {
+    pieces[i] = {destinations[i].k, destinations[i].v};
+    parts[i] = pieces[i];
+    for (const MutableBytes& piece : pieces[i]) {
+      if (!refused.ok() || piece.size() == tensor_bytes) continue;
+      refused = absl::InvalidArgumentError(absl::StrCat("destinations[", i, "]: ", piece.size(),
+                                                        " bytes, expected ", tensor_bytes, " for ",
+                                                        layer(i).k.ToString()));
+    }
+  }
+  if (!refused.ok()) {
+    return Transfer::Completed(std::vector<absl::Status>(layers(), refused));
+  }
+  return lease_.ReadParts(parts, space, stream);
+}
+
+// --- PrefixCache
+
+absl::StatusOr<std::unique_ptr<PrefixCache>> PrefixCache::Create(
+    const PrefixCacheOptions& options, std::unique_ptr<StorageBackend> backend,
+    std::unique_ptr<EvictionPolicy> policy) {
+  if (options.layers == 0 || options.layers > kMostParts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layers: ", options.layers, ", expected from 1 to ", kMostParts));
+  }
+  absl::StatusOr<std::unique_ptr<Cache>> cache =
+      Cache::Create(options.cache, std::move(backend), std::move(policy));
+  if (!cache.ok()) return cache.status();
+  return absl::WrapUnique(new PrefixCache(options, *std::move(cache)));
+}
+
+absl::Status PrefixCache::CheckLayer(uint32_t layer) const {
+  if (layer < options_.layers) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "layer: ", layer, ", expected less than the number of layers, ", options_.layers));
+}
+
+std::optional<PrefixCache::Format> PrefixCache::format() const {
+  MutexLock lock(format_mu_);
+  return format_;
+}
+
+absl::StatusOr<PrefixCache::Format> PrefixCache::FormatOf(const KvTensor& tensor) {
+  Format format;
+  format.layout = {.dtype = tensor.dtype,
+                   .layers = options_.layers,
+                   .kv_heads = tensor.kv_heads,
+                   .head_dim = tensor.head_dim};
+  const Namespace ns = {.model = options_.model,
+                        .revision = options_.revision,
+                        .adapter = options_.adapter,
+                        .tenant = options_.tenant,
+                        .shard = Shard::Whole(options_.layers, tensor.kv_heads),
+                        .layout = format.layout};
+  absl::StatusOr<BlockKey> root = RootKey(ns);
+  if (!root.ok()) return root.status();
+  absl::StatusOr<NamespaceId> id = cache_->Register(ns);
+  if (!id.ok()) return id.status();
+  format.root = *root;
+  format.ns = *id;
+  return format;
+}
+
+absl::Status PrefixCache::WithFormat(const KvTensor& tensor,
+                                     absl::FunctionRef<absl::Status(const Format&)> put) {
+  if (const std::optional<Format> fixed = format()) return put(*fixed);
+  MutexLock first_put(first_put_);
+  if (const std::optional<Format> fixed = format()) return put(*fixed);
+  absl::StatusOr<Format> candidate = FormatOf(tensor);
+  if (!candidate.ok()) return candidate.status();
+  if (absl::Status status = put(*candidate); !status.ok()) return status;
+  MutexLock lock(format_mu_);
+  format_ = *candidate;
+  return absl::OkStatus();
+}
+
+absl::Status PrefixCache::CacheKv(const Prefix& prefix, uint32_t layer, const KvTensor& k,
+                                  const KvTensor& v, const PrefixPutOptions& options) {
+  if (absl::Status status = CheckLayer(layer); !status.ok()) return status;
+  const Written written = {layer, {k, v}};
+  return WithFormat(k, [&](const Format& format) {
+    return Put(format, prefix, {&written, 1}, options);
+  });
+}
+
+absl::Status PrefixCache::CacheAllLayers(const Prefix& prefix, absl::Span<const LayerKv> layers,
+                                         const PrefixPutOptions& options) {
+  if (layers.size() != options_.layers) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("layers: ", layers.size(), ", expected ", options_.layers));
+  }
+  std::vector<Written> written;
+  written.reserve(layers.size());
+  for (const LayerKv& kv : layers) {
+    written.push_back({static_cast<uint32_t>(written.size()), kv});
+  }
+  return WithFormat(layers.front().k,
+                    [&](const Format& format) { return Put(format, prefix, written, options); });
+}
+
+absl::Status PrefixCache::Put(const Format& format, const Prefix& prefix,
+                              absl::Span<const Written> layers, const PrefixPutOptions& options) {
+  const KvTensor& first = layers.front().kv.k;
+  for (const Written& layer : layers) {
+    for (const auto& [name, tensor] : {std::pair("k", &layer.kv.k), std::pair("v", &layer.kv.v)}) {
+      const std::string where = absl::StrCat(name, " of layer ", layer.layer);
+      if (absl::Status status = CheckShape(where, *tensor, format.layout); !status.ok()) {
+        return status;
+      }
+      if (!SameShape(*tensor, first)) {
+        return absl::InvalidArgumentError(absl::StrCat(where, ": ", tensor->ToString(),
+                                                       ", but k of layer ", layers.front().layer,
+                                                       " is ", first.ToString()));
+      }
+      if (absl::Status status = CheckData(where, *tensor); !status.ok()) return status;
+    }
+  }
+  absl::StatusOr<size_t> bytes = format.layout.BlockBytes(first.tokens);
+  if (!bytes.ok()) return bytes.status();
+  absl::StatusOr<BlockKey> key = prefix.Key(format.root);
+  if (!key.ok()) return key.status();
+  const BlockSize size = {*bytes, options_.layers};
+  PutOptions put;
+  put.ns = format.ns;
+  put.ttl = options.ttl;
+  put.recompute_cost = options.recompute_cost;
+
+  MutexLock writer(WriterOf(*key));
+  const bool all = layers.size() == options_.layers;
+  std::vector<bool> committed;
+  ReadLease old = cache_->PinForReplacement(*key, &committed);
+  if (old.holds() && !all && old.size() != size.bytes) {
+    const CachedKv other(std::move(old), format.layout);
+    return absl::InvalidArgumentError(absl::StrCat("k of layer ", layers.front().layer, ": ",
+                                                   first.ToString(), ", but the prefix has ",
+                                                   other.tokens(), " tokens"));
+  }
+  const bool replaces = old.holds() && (all || committed[layers.front().layer]);
+  if (!replaces || all) old.Release();  // so that it may make room
+  absl::StatusOr<WriteLease> lease =
+      replaces ? cache_->ReserveReplacement(*key, size, put) : cache_->Reserve(*key, size, put);
+  if (!lease.ok()) return lease.status();
+  for (const Written& layer : layers) {
+    const absl::Status copied =
+        lease->WritePart(layer.layer, {BytesOf(layer.kv.k), BytesOf(layer.kv.v)}).Wait();
+    if (!copied.ok()) return copied;
+  }
+  if (all) return lease->Commit();
+  if (replaces) {
+    absl::Status copied = CopyOtherLayers(old, committed, layers.front().layer, *lease);
+    if (!copied.ok()) return copied;
+  }
+  absl::Status status = lease->CommitPart(layers.front().layer);
+  return status.ok() ? lease->Suspend() : status;
+}
+
+absl::Status PrefixCache::CopyOtherLayers(const ReadLease& old, const std::vector<bool>& committed,
+                                          uint32_t except, WriteLease& lease) {
+  const size_t bytes = old.size() / old.parts();
+  const BackendTraits& traits = cache_->backend_traits();
+  std::vector<std::byte> buffer(traits.addressable ? 0 : bytes);
+  for (uint32_t layer = 0; layer < options_.layers; ++layer) {
+    if (layer == except || !committed[layer]) continue;
+    ConstBytes source(old.part(layer), bytes);
+    if (!traits.addressable) {
+      const MutableBytes destination = absl::MakeSpan(buffer);
+      absl::Status status = old.ReadPart(layer, {destination}).Wait();
+      if (!status.ok()) return status;
+      source = buffer;
+    }
+    const MemorySpace space = traits.addressable ? traits.memory_space : MemorySpace();
+    absl::Status status = lease.WritePart(layer, {source}, space).Wait();
+    if (status.ok()) status = lease.CommitPart(layer);
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<CachedKv> PrefixCache::Find(const Prefix& prefix, std::optional<uint32_t> layer) {
+  if (layer.has_value()) {
+    if (absl::Status status = CheckLayer(*layer); !status.ok()) return status;
+  }
+  const std::optional<Format> fixed = format();
+  // Before the first put: nothing is there, but an empty prefix is still refused.
+  absl::StatusOr<BlockKey> key = prefix.Key(fixed.has_value() ? fixed->root : BlockKey());
+  if (!key.ok()) return key.status();
+  const NamespaceId ns = fixed.has_value() ? fixed->ns : NamespaceId::kDefault;
+  absl::StatusOr<ReadLease> lease =
+      layer.has_value() ? cache_->GetPart(ns, *key, *layer) : cache_->Get(ns, *key);
+  if (!lease.ok()) return lease.status();
+  return CachedKv(*std::move(lease), fixed->layout);
+}
+
+absl::StatusOr<CachedKv> PrefixCache::GetCachedKv(const Prefix& prefix, uint32_t layer) {
+  return Find(prefix, layer);
+}
+
+absl::StatusOr<CachedKv> PrefixCache::GetAllLayers(const Prefix& prefix) {
+  return Find(prefix, std::nullopt);
+}
+
+absl::StatusOr<Transfer> PrefixCache::LoadKv(const Prefix& prefix, uint32_t layer,
+                                             const LayerDestination& destination, MemorySpace space,
+                                             Stream stream) {
+  absl::StatusOr<CachedKv> kv = GetCachedKv(prefix, layer);
+  if (!kv.ok()) return kv.status();
+  return kv->CopyTo({&destination, 1}, space, stream);
+}
+
+absl::StatusOr<Transfer> PrefixCache::LoadAllLayers(const Prefix& prefix,
+                                                    absl::Span<const LayerDestination> destinations,
+                                                    MemorySpace space, Stream stream) {
+  absl::StatusOr<CachedKv> kv = GetAllLayers(prefix);
+  if (!kv.ok()) return kv.status();
+  return kv->CopyTo(destinations, space, stream);
+}
+
+bool PrefixCache::Evict(const Prefix& prefix) {
+  const std::optional<Format> fixed = format();
+  if (!fixed.has_value()) return false;
+  absl::StatusOr<BlockKey> key = prefix.Key(fixed->root);
+  if (!key.ok()) return false;
+  MutexLock writer(WriterOf(*key));
+  return cache_->Erase(*key);
+}
+
+}  // namespace kvcache
