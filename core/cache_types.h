@@ -19,11 +19,11 @@ namespace kvcache {
 struct CacheOptions {
   // The most bytes that blocks may take, each rounded up to the backend's alignment. Default: all
   // of the backend.
-  std::optional<size_t> capacity_bytes;
+  std::optional<size_t> capacity_bytes = std::nullopt;
   // The most blocks. Each costs about 300 bytes of host memory besides its own bytes, of which 50
   // are taken at once. Default: one for every 16 KiB of the backend, at least 1024, at most 16
   // million.
-  std::optional<size_t> max_blocks;
+  std::optional<size_t> max_blocks = std::nullopt;
   // For blocks whose PutOptions say nothing. Default: they never expire.
   absl::Duration default_ttl = absl::InfiniteDuration();
   // Must outlive the cache.
@@ -36,7 +36,7 @@ enum class NamespaceId : uint32_t { kDefault = 0 };
 // The consecutive blocks of one prompt. All keys are of the same namespace.
 struct Chain {
   NamespaceId ns = NamespaceId::kDefault;
-  absl::Span<const BlockKey> keys;
+  absl::Span<const BlockKey> keys = {};
   // For the statistics: of every block, the last of which may be short, and of all of them. 0: not
   // counted.
   uint32_t tokens_per_block = 0;
@@ -55,11 +55,11 @@ struct PutOptions {
   NamespaceId ns = NamespaceId::kDefault;
   // The block before this one in its prompt: it cannot be evicted as long as this one is here, and
   // takes this one with it when it is erased or expires.
-  std::optional<BlockKey> parent;
+  std::optional<BlockKey> parent = std::nullopt;
   // Positive. Counts from the commit; a block never outlives its parent.
-  std::optional<absl::Duration> ttl;
+  std::optional<absl::Duration> ttl = std::nullopt;
   // Compute that a hit saves; 0: unknown.
-  absl::Duration recompute_cost;
+  absl::Duration recompute_cost = absl::ZeroDuration();
   // Hints for policies: blocks of the whole prompt (0: unknown) and importance.
   uint32_t chain_blocks = 0;
   uint16_t priority = 0;
@@ -82,20 +82,20 @@ struct PrefixMatch {
 
 struct ReadRequest {
   NamespaceId ns = NamespaceId::kDefault;
-  BlockKey key;
+  BlockKey key = {};
   // Sizes add up to the block's, or to the part's.
-  absl::Span<const MutableBytes> destination;
-  MemorySpace destination_space;
-  std::optional<uint32_t> part;
+  absl::Span<const MutableBytes> destination = {};
+  MemorySpace destination_space = {};
+  std::optional<uint32_t> part = std::nullopt;
 };
 
 struct PutRequest {
-  BlockKey key;
-  BlockSize size;
+  BlockKey key = {};
+  BlockSize size = {};
   // Sizes add up to size.bytes.
-  absl::Span<const ConstBytes> source;
-  MemorySpace source_space;
-  PutOptions options;
+  absl::Span<const ConstBytes> source = {};
+  MemorySpace source_space = {};
+  PutOptions options = {};
 };
 
 }  // namespace kvcache

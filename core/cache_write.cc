@@ -102,7 +102,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
   if (!table_->Knows(options.ns)) {
     return UnknownNamespace("options.ns", options.ns);
   }
-  if (table_->Charge(size.bytes) > table_->capacity()) {
+  if (size.bytes > table_->capacity() || table_->Charge(size.bytes) > table_->capacity()) {
     ++table_->counters(options.ns).rejected_too_large;
     return absl::InvalidArgumentError(absl::StrCat("size.bytes: ", size.bytes,
                                                    " is more than the capacity of the cache, ",

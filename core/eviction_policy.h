@@ -27,7 +27,7 @@ struct EntryInfo {
 struct Run {
   uint32_t first_depth = 0;   // depth of the shallowest block touched
   uint32_t chain_blocks = 0;  // blocks of the whole request; 0: unknown
-  absl::Time now;
+  absl::Time now = absl::UnixEpoch();
   bool continues = false;  // the same request as the Touch before
 };
 

@@ -100,18 +100,18 @@ struct PrefixCacheOptions {
   // Layers of the model. Required.
   uint32_t layers = 0;
   // What else must match for K/V to be interchangeable: see Namespace.
-  std::string model;
-  std::string revision;
-  std::string adapter;
-  std::string tenant;
-  CacheOptions cache;
+  std::string model = "";
+  std::string revision = "";
+  std::string adapter = "";
+  std::string tenant = "";
+  CacheOptions cache = {};
 };
 
 struct PrefixPutOptions {
   // Default: the cache's default_ttl. Counts from the last layer put.
-  std::optional<absl::Duration> ttl;
+  std::optional<absl::Duration> ttl = std::nullopt;
   // Compute that a hit on all layers saves: for the statistics, and for policies that know costs.
-  absl::Duration recompute_cost;
+  absl::Duration recompute_cost = absl::ZeroDuration();
 };
 
 // Stores the K/V of a prompt's beginning under that beginning. A prefix is one entry, whole or in
