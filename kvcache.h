@@ -21,7 +21,7 @@ struct SimpleKvCacheOptions {
   // Layers of the model.
   uint32_t layers = 32;
   // Name or digest of the weights: set it if keys are ever compared between processes.
-  std::string model;
+  std::string model = "";
 };
 
 // A PrefixCache over CPU RAM that evicts the least recently used prefix:

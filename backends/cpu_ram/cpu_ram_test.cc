@@ -64,18 +64,14 @@ TEST(CpuRamTest, DeviceMemoryIsRefusedOpByOp) {
   std::array<std::byte, 64> bytes = {};
   const ConstBytes source[] = {bytes};
   const MutableBytes destination[] = {absl::MakeSpan(bytes)};
-  const WriteOp writes[] = {
-      {.destination = extent, .source = source, .source_space = {MemoryKind::kDevice, 3}},
-      {.destination = extent, .source = source, .source_space = {MemoryKind::kPinnedHost}},
-  };
+  const MemorySpace device = {MemoryKind::kDevice, 3};
+  const MemorySpace pinned = {MemoryKind::kPinnedHost};
+  const WriteOp writes[] = {{extent, 0, source, device, 0}, {extent, 0, source, pinned, 0}};
   const Transfer written = backend->Write(writes, Stream::None());
   EXPECT_EQ(written.result(0).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(written.result(0).message()), HasSubstr("device 3"));
   EXPECT_TRUE(written.result(1).ok()) << written.result(1);
-  const ReadOp reads[] = {
-      {.source = extent, .destination = destination, .destination_space = {MemoryKind::kDevice}},
-      {.source = extent, .destination = destination},
-  };
+  const ReadOp reads[] = {{extent, 0, destination, device, 0}, {extent, 0, destination, pinned, 0}};
   const Transfer read = backend->Read(reads, Stream::None());
   EXPECT_EQ(read.result(0).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_TRUE(read.result(1).ok()) << read.result(1);
@@ -87,8 +83,7 @@ TEST(CpuRamTest, EveryOpOfACallWithAStreamIsRefused) {
   const Extent extent = backend->Allocate(128).value();
   std::array<std::byte, 64> bytes = {};
   const ConstBytes source[] = {bytes};
-  const WriteOp writes[] = {{.destination = extent, .source = source},
-                            {.destination = extent, .offset = 64, .source = source, .part = 1}};
+  const WriteOp writes[] = {{extent, 0, source, {}, 0}, {extent, 64, source, {}, 1}};
   int queue = 0;
   const Transfer written = backend->Write(writes, {{MemoryKind::kDevice, 0}, &queue});
   EXPECT_TRUE(written.Done());
