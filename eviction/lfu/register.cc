@@ -1,0 +1,14 @@
+#include "kvcache/core/registry.h"
+#include "kvcache/eviction/lfu/lfu.h"
+
+namespace kvcache {
+namespace {
+
+[[maybe_unused]] const bool kRegistered = RegisterPolicy(
+    "lfu", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
+      if (absl::Status status = CheckSettings("lfu", settings, {}); !status.ok()) return status;
+      return CreateLfuPolicy();
+    });
+
+}  // namespace
+}  // namespace kvcache

@@ -1,0 +1,14 @@
+#include "kvcache/core/registry.h"
+#include "kvcache/eviction/lru/lru.h"
+
+namespace kvcache {
+namespace {
+
+[[maybe_unused]] const bool kRegistered = RegisterPolicy(
+    "lru", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
+      if (absl::Status status = CheckSettings("lru", settings, {}); !status.ok()) return status;
+      return CreateLruPolicy();
+    });
+
+}  // namespace
+}  // namespace kvcache

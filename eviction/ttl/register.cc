@@ -1,0 +1,14 @@
+#include "kvcache/core/registry.h"
+#include "kvcache/eviction/ttl/ttl.h"
+
+namespace kvcache {
+namespace {
+
+[[maybe_unused]] const bool kRegistered = RegisterPolicy(
+    "ttl", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
+      if (absl::Status status = CheckSettings("ttl", settings, {}); !status.ok()) return status;
+      return CreateTtlPolicy();
+    });
+
+}  // namespace
+}  // namespace kvcache

@@ -1,0 +1,34 @@
+#include "kvcache/eviction/ttl/ttl.h"
+
+#include <cstdint>
+
+#include "kvcache/eviction/ranked_policy.h"
+
+namespace kvcache {
+namespace {
+
+struct Expiry {
+  absl::Time deadline;
+  uint64_t sequence = 0;  // of the last use
+
+  static Expiry OfNew(const EntryInfo& info, uint64_t sequence) {
+    return {info.deadline, sequence};
+  }
+  void Touch(uint64_t now) { sequence = now; }
+  void SetDeadline(absl::Time new_deadline) { deadline = new_deadline; }
+
+  friend bool operator<(const Expiry& a, const Expiry& b) {
+    return a.deadline != b.deadline ? a.deadline < b.deadline : a.sequence < b.sequence;
+  }
+};
+
+class TtlPolicy final : public RankedPolicy<Expiry> {
+ public:
+  const char* name() const override { return "ttl"; }
+};
+
+}  // namespace
+
+std::unique_ptr<EvictionPolicy> CreateTtlPolicy() { return std::make_unique<TtlPolicy>(); }
+
+}  // namespace kvcache
