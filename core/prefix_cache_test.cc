@@ -172,7 +172,7 @@ TEST_F(PrefixCacheTest, BadArgumentsAreNamed) {
   EXPECT_EQ(cache_->CacheKv("p", 4, tensors.k(0), tensors.v(0)).message(),
             "layer: 4, expected less than the number of layers, 4");
   EXPECT_EQ(cache_->GetCachedKv("p", 4).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(cache_->CacheAllLayers("p", absl::MakeSpan(tensors.all()).first(3)).message(),
+  EXPECT_EQ(cache_->CacheAllLayers("p", absl::MakeConstSpan(tensors.all()).first(3)).message(),
             "layers: 3, expected 4");
   EXPECT_EQ(PutAll("", tensors).code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(cache_->GetAllLayers("").status().code(), absl::StatusCode::kInvalidArgument);
