@@ -69,12 +69,12 @@ struct Shard {
 struct Namespace {
   // Name or digest of the weights, and what else changes the tensors: their revision, the
   // tokenizer's, the engine's numerics.
-  std::string model;
-  std::string revision;
-  std::string adapter;  // LoRA; empty: none
-  std::string tenant;   // a salt that keeps tenants apart; empty: shared by all
-  Shard shard;
-  KvLayout layout;
+  std::string model = {};
+  std::string revision = {};
+  std::string adapter = {};  // LoRA; empty: none
+  std::string tenant = {};   // a salt that keeps tenants apart; empty: shared by all
+  Shard shard = {};
+  KvLayout layout = {};
 
   // kInvalidArgument, naming the field and the values, unless: the layout is valid; the shard has
   // layers and heads, all within its totals; and, if the layout is not opaque, as many layers and

@@ -11,6 +11,9 @@
 namespace kvcache {
 namespace internal {
 
+// Of an op that may carry any part: when it fails, all parts do.
+constexpr uint32_t kUnknownPart = 0xffffffff;
+
 class TransferState {
  public:
   using OpCallback = std::function<void(size_t, const absl::Status&)>;
@@ -55,7 +58,9 @@ class TransferState {
     MutexLock lock(mu_);
     while (!PartDoneLocked(part)) changed_.Wait(mu_);
     for (size_t op = 0; op < parts_.size(); ++op) {
-      if (parts_[op] == part && !results_[op].ok()) return results_[op];
+      if ((parts_[op] == part || parts_[op] == kUnknownPart) && !results_[op].ok()) {
+        return results_[op];
+      }
     }
     return absl::OkStatus();
   }
@@ -65,14 +70,19 @@ class TransferState {
   void OnOpDone(OpCallback callback) {
     std::vector<size_t> ended;
     auto shared = std::make_shared<OpCallback>(std::move(callback));
+    bool holds_back_the_end;
     {
       MutexLock lock(mu_);
       for (size_t op = 0; op < ended_.size(); ++op) {
         if (ended_[op]) ended.push_back(op);
       }
       if (ended.size() < ended_.size()) op_callbacks_.push_back(shared);
+      holds_back_the_end = !finishing_ && !done_;
+      if (holds_back_the_end) ++completing_;
     }
     for (size_t op : ended) (*shared)(op, result(op));
+    shared.reset();
+    if (holds_back_the_end) FinishIfLast();
   }
 
   void OnDone(DoneCallback callback) {
@@ -109,6 +119,7 @@ class TransferState {
       changed_.NotifyAll();
     }
     for (const auto& callback : callbacks) (*callback)(op, result);
+    callbacks.clear();
     FinishIfLast();
   }
 
@@ -135,16 +146,19 @@ class TransferState {
     return it == results_.end() ? absl::OkStatus() : *it;
   }
 
-  // The last thread out of Complete() ends the transfer: objects go first, then waiters wake.
+  // The last thread that runs callbacks of single ops ends the transfer: objects go first, also
+  // those that the callbacks captured and without the lock, then waiters wake.
   void FinishIfLast() {
+    std::vector<std::shared_ptr<OpCallback>> op_callbacks;
     std::vector<std::shared_ptr<void>> kept;
     {
       MutexLock lock(mu_);
       if (--completing_ > 0 || remaining_ > 0) return;
       finishing_ = true;
-      op_callbacks_.clear();
+      op_callbacks.swap(op_callbacks_);
       kept.swap(kept_);
     }
+    op_callbacks.clear();
     kept.clear();
     std::vector<DoneCallback> callbacks;
     absl::Status status;
@@ -166,7 +180,7 @@ class TransferState {
   std::vector<absl::Status> results_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<uint32_t, size_t> remaining_of_part_ ABSL_GUARDED_BY(mu_);
   size_t remaining_ ABSL_GUARDED_BY(mu_);
-  size_t completing_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t completing_ ABSL_GUARDED_BY(mu_) = 0;  // calls that run callbacks of single ops
   bool finishing_ ABSL_GUARDED_BY(mu_) = false;
   bool done_ ABSL_GUARDED_BY(mu_);
   std::vector<std::shared_ptr<OpCallback>> op_callbacks_ ABSL_GUARDED_BY(mu_);
@@ -186,7 +200,7 @@ Transfer Transfer::Completed(std::vector<absl::Status> results) {
   const bool all_ok = std::all_of(results.begin(), results.end(),
                                   [](const absl::Status& status) { return status.ok(); });
   if (all_ok) return Completed(results.size());
-  TransferSource source(std::vector<uint32_t>(results.size(), 0));
+  TransferSource source(std::vector<uint32_t>(results.size(), internal::kUnknownPart));
   for (size_t op = 0; op < results.size(); ++op) source.Complete(op, std::move(results[op]));
   return source.transfer();
 }
@@ -258,7 +272,9 @@ TransferSource::TransferSource(absl::Span<const uint32_t> parts, Hooks hooks)
 Transfer TransferSource::transfer() const { return Transfer(owner_->state()); }
 
 void TransferSource::Complete(size_t op, absl::Status result) const {
-  owner_->state()->Complete(op, std::move(result));
+  // A callback may destroy this source, and with it the last owner.
+  const std::shared_ptr<internal::TransferState> state = owner_->state();
+  state->Complete(op, std::move(result));
 }
 
 }  // namespace kvcache
