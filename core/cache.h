@@ -182,6 +182,8 @@ class Cache {
   Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPolicy> policy,
         const CacheOptions& options, size_t capacity_bytes, size_t max_blocks);
 
+  enum class ReserveMode { kNew, kNewOrPartial, kReplacement };
+
   // Like Reserve(), for a block that takes the place of the one of this key, without parent or
   // children, when it is first committed or suspended. Only one at a time for a key.
   absl::StatusOr<WriteLease> ReserveReplacement(const BlockKey& key, BlockSize size,
@@ -192,11 +194,11 @@ class Cache {
   ReadLease PinForReplacement(const BlockKey& key, std::vector<bool>* committed);
 
   absl::StatusOr<WriteLease> ReserveBlock(const BlockKey& key, BlockSize size,
-                                          const PutOptions& options, bool replacement);
+                                          const PutOptions& options, ReserveMode mode);
   // A lease without an extent, unless it resumes a block. Sets `room_comes` when it is refused for
   // want of room that another thread is about to free.
   absl::StatusOr<WriteLease> ReserveLocked(const BlockKey& key, BlockSize size,
-                                           const PutOptions& options, bool replacement,
+                                           const PutOptions& options, ReserveMode mode,
                                            EntryInfo* incoming, bool* room_comes,
                                            internal::Removed* removed)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

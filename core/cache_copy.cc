@@ -267,7 +267,7 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
 absl::Status Cache::Put(const BlockKey& key, BlockSize size, absl::Span<const ConstBytes> source,
                         const PutOptions& options) {
   if (absl::Status status = CheckSizes("source", source, size.bytes); !status.ok()) return status;
-  absl::StatusOr<WriteLease> lease = Reserve(key, size, options);
+  absl::StatusOr<WriteLease> lease = ReserveBlock(key, size, options, ReserveMode::kNew);
   if (!lease.ok()) return lease.status();
   if (absl::Status status = lease->Write(source).Wait(); !status.ok()) return status;
   return lease->Commit();
@@ -287,7 +287,8 @@ Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
     const PutRequest& request = requests[i];
     results[i] = CheckSizes("source", request.source, request.size.bytes);
     if (!results[i].ok()) continue;
-    absl::StatusOr<WriteLease> lease = Reserve(request.key, request.size, request.options);
+    absl::StatusOr<WriteLease> lease =
+        ReserveBlock(request.key, request.size, request.options, ReserveMode::kNew);
     results[i] = lease.status();
     if (!lease.ok()) continue;
     copies.push_back({lease->extent_, 0, request.source, request.source_space, 0});

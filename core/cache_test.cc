@@ -197,6 +197,9 @@ TEST_F(CacheTest, ASuspendedBlockServesItsPartsAndIsResumed) {
   EXPECT_EQ(cache_->Get(kNs, Key(1)).status().code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(cache_->Reserve(Key(1), {2 * kBlock, 4}).status().message(),
               HasSubstr("2048 bytes in 4 parts, but the partial block has 1024 bytes in 4 parts"));
+  const std::vector<std::byte> content = Content(1);
+  EXPECT_EQ(cache_->Put(Key(1), {kBlock, 4}, {ConstBytes(content)}).code(),
+            absl::StatusCode::kFailedPrecondition);
   {
     WriteLease lease = MustReserve(1, 4);
     EXPECT_TRUE(lease.committed(1));

@@ -45,13 +45,13 @@ absl::Status CheckPut(const BlockKey& key, BlockSize size, const PutOptions& opt
 
 absl::StatusOr<WriteLease> Cache::Reserve(const BlockKey& key, BlockSize size,
                                           const PutOptions& options) {
-  return ReserveBlock(key, size, options, /*replacement=*/false);
+  return ReserveBlock(key, size, options, ReserveMode::kNewOrPartial);
 }
 
 absl::StatusOr<WriteLease> Cache::ReserveReplacement(const BlockKey& key, BlockSize size,
                                                      const PutOptions& options) {
   KVCACHE_CHECK(!options.parent.has_value(), "a replacement with a parent");
-  return ReserveBlock(key, size, options, /*replacement=*/true);
+  return ReserveBlock(key, size, options, ReserveMode::kReplacement);
 }
 
 ReadLease Cache::PinForReplacement(const BlockKey& key, std::vector<bool>* committed) {
@@ -70,7 +70,7 @@ ReadLease Cache::PinForReplacement(const BlockKey& key, std::vector<bool>* commi
 }
 
 absl::StatusOr<WriteLease> Cache::ReserveBlock(const BlockKey& key, BlockSize size,
-                                               const PutOptions& options, bool replacement) {
+                                               const PutOptions& options, ReserveMode mode) {
   if (absl::Status status = CheckPut(key, size, options); !status.ok()) return status;
   for (;;) {
     Removed removed;
@@ -79,7 +79,7 @@ absl::StatusOr<WriteLease> Cache::ReserveBlock(const BlockKey& key, BlockSize si
     bool room_comes = false;
     {
       MutexLock lock(mu_);
-      lease = ReserveLocked(key, size, options, replacement, &incoming, &room_comes, &removed);
+      lease = ReserveLocked(key, size, options, mode, &incoming, &room_comes, &removed);
       if (room_comes && removed.bytes == 0) changed_.Wait(mu_);
     }
     const size_t evicted = removed.bytes;
@@ -96,7 +96,7 @@ absl::StatusOr<WriteLease> Cache::ReserveBlock(const BlockKey& key, BlockSize si
 }
 
 absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize size,
-                                                const PutOptions& options, bool replacement,
+                                                const PutOptions& options, ReserveMode mode,
                                                 EntryInfo* incoming, bool* room_comes,
                                                 Removed* removed) {
   if (!table_->Knows(options.ns)) {
@@ -110,6 +110,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
   }
   const absl::Time now = clock_.Now();
   const absl::Duration ttl = options.ttl.value_or(default_ttl_);
+  const bool replacement = mode == ReserveMode::kReplacement;
   const Slot found = replacement ? kNoSlot : table_->FindOrRemove(key, now, removed);
   if (found != kNoSlot) {
     const Block& b = table_->block(found);
@@ -118,6 +119,9 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
       return absl::AlreadyExistsError("");
     }
     if (b.state == Block::State::kWriting) return absl::UnavailableError("");
+    if (mode == ReserveMode::kNew) {
+      return absl::FailedPreconditionError("the block is partial: Reserve() resumes it");
+    }
     if (b.bytes != size.bytes || b.parts != size.parts) {
       return absl::InvalidArgumentError(absl::StrCat("size: ", size.bytes, " bytes in ", size.parts,
                                                      " parts, but the partial block has ", b.bytes,
