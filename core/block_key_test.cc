@@ -17,6 +17,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "gmock/gmock.h"
@@ -63,6 +64,28 @@ TEST(BlockKeyTest, RefusesWhatIsNoHex) {
     wrong[63] = c;
     ExpectRefused(BlockKey::FromHex(wrong).status(), {hex.substr(0, 63)});
   }
+}
+
+// Texts of random bytes, most of them digits and of about the right length.
+TEST(BlockKeyTest, AcceptsExactly64HexadecimalDigits) {
+  static constexpr absl::string_view kDigits = "0123456789abcdefABCDEF";
+  std::mt19937_64 random(/*seed=*/3);
+  int accepted = 0;
+  for (int i = 0; i < 100000; ++i) {
+    std::string text(random() % 8 == 0 ? random() % 130 : 63 + random() % 3, '\0');
+    for (char& c : text) c = kDigits[random() % kDigits.size()];
+    for (uint64_t wrong = random() % 3; wrong > 0 && !text.empty(); --wrong) {
+      text[random() % text.size()] = static_cast<char>(random());
+    }
+    const bool valid =
+        text.size() == 64 && text.find_first_not_of(std::string(kDigits)) == std::string::npos;
+    const absl::StatusOr<BlockKey> key = BlockKey::FromHex(text);
+    ASSERT_EQ(key.ok(), valid) << "text " << i << " of seed 3: " << key.status();
+    if (!valid) continue;
+    ASSERT_EQ(key->ToHex(), absl::AsciiStrToLower(text));
+    ++accepted;
+  }
+  EXPECT_GT(accepted, 1000);
 }
 
 TEST(BlockKeyTest, HashIsItsFirstEightBytesLittleEndian) {

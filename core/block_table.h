@@ -114,10 +114,11 @@ class BlockTable {
   Slot Find(const BlockKey& key, absl::Time now) const;
   // The same, but removes it when it does not live any more.
   Slot FindOrRemove(const BlockKey& key, absl::Time now, Removed* removed);
-  // Whether a block may come after `previous` in a chain: it has no parent, or that one.
+  // Whether a block may come after `previous` in a chain: it has no parent, or that one. Any block
+  // may be the first, after kNoSlot.
   bool Follows(Slot slot, Slot previous) const {
     const Slot parent = block(slot).parent;
-    return parent == kNoSlot || parent == previous;
+    return previous == kNoSlot || parent == kNoSlot || parent == previous;
   }
 
   // --- Pins and touches

@@ -25,8 +25,7 @@ absl::Status ValidateOpaque(const KvLayout& layout) {
   if (layout == blank) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("layout: an opaque one has no dtype, layers, kv_heads, head_dim and "
-                   "scale_bytes_per_token, but "
-                   "they are ",
+                   "scale_bytes_per_token, but they are ",
                    DTypeName(layout.dtype), ", ", layout.layers, ", ", layout.kv_heads, ", ",
                    layout.head_dim, " and ", layout.scale_bytes_per_token));
 }

@@ -132,6 +132,11 @@ TEST(KvLayoutTest, ViewsTileTheBlockAndAlignEveryElement) {
             EXPECT_EQ(view.k.bytes, tokens * view.token_stride);
             EXPECT_EQ(view.token_stride, layout.kv_heads * view.head_stride);
             EXPECT_EQ(view.head_stride, layout.head_dim * view.dim_stride);
+            EXPECT_EQ(view.dim_stride, element);
+            EXPECT_EQ(view.k_scales.bytes, tokens * layout.scale_bytes_per_token);
+            const bool has_v = kind == KvLayout::Kind::kGroupedHeads;
+            EXPECT_EQ(view.v.bytes, has_v ? view.k.bytes : 0);
+            EXPECT_EQ(view.v_scales.bytes, has_v ? view.k_scales.bytes : 0);
           }
           EXPECT_EQ(end, layout.BlockBytes(tokens).value());
         }

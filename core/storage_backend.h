@@ -16,8 +16,8 @@ namespace kvcache {
 
 // What a backend is and can do: declared once, never discovered by a call that fails.
 struct BackendTraits {
-  std::string name;
-  MemorySpace memory_space;
+  std::string name = {};
+  MemorySpace memory_space = {};
   // Whether Address() gives pointers into memory_space. False for media without pointers.
   bool addressable = true;
   // False for a backend that only counts: Write() succeeds, Read() fails with kFailedPrecondition.
@@ -29,25 +29,25 @@ struct BackendTraits {
 
 // Gathers `source`, in order, into the extent from `offset` on.
 struct WriteOp {
-  Extent destination;
+  Extent destination = {};
   size_t offset = 0;
-  absl::Span<const ConstBytes> source;
-  MemorySpace source_space;
+  absl::Span<const ConstBytes> source = {};
+  MemorySpace source_space = {};
   uint32_t part = 0;
 };
 
 // Scatters the extent's bytes from `offset` on into `destination`, in order.
 struct ReadOp {
-  Extent source;
+  Extent source = {};
   size_t offset = 0;
-  absl::Span<const MutableBytes> destination;
-  MemorySpace destination_space;
+  absl::Span<const MutableBytes> destination = {};
+  MemorySpace destination_space = {};
   uint32_t part = 0;
 };
 
 // Holds extents of bytes and copies to and from them. It knows nothing of keys, leases or eviction;
-// the cache above it guarantees that nobody reads an extent that is being written and that no extent
-// is freed while a copy uses it.
+// the cache above it guarantees that nobody reads an extent that is being written and that no
+// extent is freed while a copy uses it.
 //
 // Thread-safe: every method may be called by any thread at any time.
 class StorageBackend {
@@ -57,28 +57,29 @@ class StorageBackend {
   virtual const BackendTraits& traits() const = 0;
 
   // An extent of `bytes` rounded up to traits().alignment. Errors: kInvalidArgument for 0 bytes or
-  // more than the capacity; kResourceExhausted when no free extent is large enough (for lack of room
-  // or because what is free is in pieces); other codes when the medium has failed.
+  // more than the capacity; kResourceExhausted when no free extent is large enough (for lack of
+  // room or because what is free is in pieces); other codes when the medium has failed.
   virtual absl::StatusOr<Extent> Allocate(size_t bytes) = 0;
 
   // REQUIRES: `extent` came from Allocate() and was not freed since; no copy uses it.
   virtual void Free(Extent extent) = 0;
 
-  // A pointer to the extent's first byte in traits().memory_space, stable until Free(); nullptr when
-  // not traits().addressable.
+  // A pointer to the extent's first byte in traits().memory_space, stable until Free(); nullptr
+  // when not traits().addressable.
   virtual std::byte* Address(Extent extent) const = 0;
 
   // Starts the copies; they may have ended when the call returns. The op lists are read before the
   // call returns; the memory that they name must stay valid and unchanged until the op has ended.
-  // An op that does not fit its extent, names null memory or a memory space that this backend cannot
-  // reach ends with kInvalidArgument; the others are not affected. No order among the ops of a call.
+  // An op that does not fit its extent, names null memory or a memory space that this backend
+  // cannot reach ends with kInvalidArgument; the others are not affected. No order among the ops of
+  // a call.
   virtual Transfer Write(absl::Span<const WriteOp> ops, Stream stream) = 0;
   virtual Transfer Read(absl::Span<const ReadOp> ops, Stream stream) = 0;
 };
 
-// The checks that every backend makes of an op before it copies: kInvalidArgument, naming the values,
-// for bytes outside the extent (also by overflow) or a null piece that is not empty. A backend adds
-// its own check of the memory space.
+// The checks that every backend makes of an op before it copies: kInvalidArgument, naming the
+// values, for bytes outside the extent (also by overflow) or a null piece that is not empty. A
+// backend adds its own check of the memory space.
 absl::Status ValidateOp(const WriteOp& op);
 absl::Status ValidateOp(const ReadOp& op);
 

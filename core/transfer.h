@@ -1,4 +1,5 @@
-// Transfer: a batch of copies that may still be under way. TransferSource: the side that performs it.
+// Transfer: a batch of copies that may still be under way. TransferSource: the side that performs
+// it.
 #ifndef KVCACHE_CORE_TRANSFER_H_
 #define KVCACHE_CORE_TRANSFER_H_
 
@@ -18,9 +19,9 @@ namespace internal {
 class TransferState;
 }  // namespace internal
 
-// A move-only handle on a batch of copies ("ops"), each with a result of its own: one failed op says
-// nothing about the others. Every op carries one part (a layer of a block); several ops may carry the
-// same part.
+// A move-only handle on a batch of copies ("ops"), each with a result of its own: one failed op
+// says nothing about the others. Every op carries one part (a layer of a block); several ops may
+// carry the same part.
 //
 // Dropping the handle never blocks and never cuts a copy short: source and destination stay in use
 // until the copies have ended, which is what Done() or Wait() tells.
@@ -51,13 +52,15 @@ class Transfer {
 
   // Makes later work on `stream` wait for all ops (of one part) without blocking the calling thread
   // where the source of the copies can do that; otherwise, and for Stream::None(), blocks. An OK
-  // status after a wait on a device says that the order is established, not that the copies succeeded.
+  // status after a wait on a device says that the order is established, not that the copies
+  // succeeded.
   absl::Status WaitOn(Stream stream) const;
   absl::Status WaitPartOn(Stream stream, uint32_t part) const;
 
-  // Runs `callback` once when an op, or the whole transfer, has ended: on the thread that ends it, or
-  // in this call for what has ended already. No lock is held while it runs. The whole transfer's
-  // callback gets what Wait() would return and runs after all callbacks of single ops.
+  // Runs `callback` once when an op, or the whole transfer, has ended: on the thread that ends it,
+  // or in this call for what has ended already. No lock is held while it runs; it must not wait for
+  // the transfer, whose end waits for it. The whole transfer's callback gets what Wait() would
+  // return and runs after all callbacks of single ops.
   void OnOpDone(std::function<void(size_t op, const absl::Status&)> callback) const;
   void OnDone(std::function<void(const absl::Status&)> callback) const;
 
@@ -65,7 +68,8 @@ class Transfer {
   // the callbacks of OnDone run.
   void Keep(std::shared_ptr<void> object) const;
 
-  // Asks for the ops that have not started to end with kCancelled. Best effort: an op may still succeed.
+  // Asks for the ops that have not started to end with kCancelled. Best effort: an op may still
+  // succeed.
   void Cancel() const;
 
  private:
@@ -77,8 +81,8 @@ class Transfer {
 };
 
 // The producing side: whoever performs the copies makes one, hands out transfer() and ends every op
-// exactly once. If the last copy of a source goes before that, the remaining ops end with kAborted, so
-// that nobody waits for ever. Copyable; copies share one transfer. Thread-safe.
+// exactly once. If the last copy of a source goes before that, the remaining ops end with kAborted,
+// so that nobody waits for ever. Copyable; copies share one transfer. Thread-safe.
 class TransferSource {
  public:
   // What a device can do better than the host. Both are optional and are called without locks.
@@ -93,8 +97,8 @@ class TransferSource {
 
   Transfer transfer() const;
 
-  // Ends an op. REQUIRES: op in range and not ended before; the caller holds no lock that a callback
-  // might want.
+  // Ends an op. REQUIRES: op in range and not ended before; the caller holds no lock that a
+  // callback might want.
   void Complete(size_t op, absl::Status result) const;
 
  private:

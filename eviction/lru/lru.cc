@@ -46,6 +46,7 @@ class LruPolicy final : public EvictionPolicy {
   }
 
   void Park(Slot slot) override {
+    KVCACHE_CHECK(NodeOf(slot).place != Place::kParked, "slot ", slot, " is parked already");
     Detach(slot);
     nodes_[slot].place = Place::kParked;
   }

@@ -8,7 +8,7 @@
 namespace kvcache {
 
 // Gives up the block that expires first; of those that expire together, or never, the one that was
-// used, or put, the longest ago. Every call is O(log n). 40 bytes for each slot.
+// used, or put, the longest ago. Every call is O(log n). 68 bytes for each slot.
 std::unique_ptr<EvictionPolicy> CreateTtlPolicy();
 
 }  // namespace kvcache

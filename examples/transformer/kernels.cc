@@ -24,6 +24,10 @@ constexpr size_t kLanes = 4;
 constexpr size_t kMaxRows = 6;
 #endif
 constexpr size_t kPanel = 2 * kLanes;
+constexpr size_t kCacheLine = 64 / sizeof(float);
+// How far ahead of its use a row of K is fetched: the processor does not look beyond a page of
+// memory by itself, which is 16 tokens of the default model.
+constexpr size_t kTokensAhead = 32;
 
 using Vec = float __attribute__((vector_size(kLanes * sizeof(float))));
 using Bits = uint32_t __attribute__((vector_size(kLanes * sizeof(uint32_t))));
@@ -104,7 +108,7 @@ inline void Tile(const float* a, size_t a_stride, size_t inner, const B* b, size
     const Vec b0 = Load(b + k * b_stride);
     const Vec b1 = Load(b + k * b_stride + kLanes);
     if constexpr (sizeof(B) < sizeof(float)) {
-      __builtin_prefetch(b + (k + inner) * b_stride);  // the next panel
+      __builtin_prefetch(b + (k + inner) * b_stride);  // the next panel, or matrix
       if (copy != nullptr) {
         Store(copy + k * kPanel, b0);
         Store(copy + k * kPanel + kLanes, b1);
@@ -231,6 +235,9 @@ void TransposeKeys(const float* k, size_t first, size_t last, size_t kv_heads, s
       float* out = keys + (head * capacity + t / kPanel * kPanel) * head_dim + t % kPanel;
       if (t + 4 <= last) {
         for (size_t e = 0; e < head_dim; e += 4) {
+          // One of the cache lines of four rows: after all e, it was each of them.
+          const size_t row = kTokensAhead + e / 4 % 4;
+          __builtin_prefetch(in + row * token_size + e / kCacheLine * kCacheLine);
           Transpose4x4(in + e, token_size, out + e * kPanel, kPanel);
         }
         continue;
@@ -271,6 +278,14 @@ size_t AttentionScratch(size_t group, size_t head_dim, size_t capacity) {
   return BlockTokens(group) * group * (capacity + 2 * head_dim + 1);
 }
 
+// Fetches one panel's rows of v for a later pass. Some may lie beyond the last token.
+inline void PrefetchV(const AttentionArgs& args, size_t head, size_t first) {
+  for (size_t t = first; t < first + kPanel; ++t) {
+    const float* row = args.v + (t * args.kv_heads + head) * args.head_dim;
+    for (size_t e = 0; e < args.head_dim; e += kCacheLine) __builtin_prefetch(row + e);
+  }
+}
+
 void Attention(const AttentionArgs& args) {
   const size_t head_dim = args.head_dim;
   const size_t group_size = args.group * head_dim;
@@ -294,6 +309,7 @@ void Attention(const AttentionArgs& args) {
         }
       }
       for (size_t start = 0; start < padded; start += kPanel) {
+        if (first == 0) PrefetchV(args, head, start);
         Tiles(q, head_dim, rows, head_dim, keys + start * head_dim, kPanel, scores + start, padded);
       }
       for (size_t r = 0; r < rows; ++r) {

@@ -7,7 +7,8 @@
 namespace kvcache::examples {
 
 // A weight matrix [inner, columns] of bf16, cut into panels of Kernels::panel_columns columns each:
-// data is [columns / panel_columns, inner, panel_columns].
+// data is [columns / panel_columns, inner, panel_columns]. Fastest when what is multiplied next
+// follows it in memory.
 struct PackedMatrix {
   const uint16_t* data;
   size_t inner;
@@ -49,8 +50,8 @@ struct Kernels {
   // out[rows, columns] = x / rms(x) * gain. Rows are contiguous.
   void (*rms_norm)(const float* x, const float* gain, size_t rows, size_t columns, float* out);
 
-  // Rotates pairs (j, j + head_dim / 2) of every head in place. cosines, sines: [rows, head_dim /
-  // 2].
+  // Rotates pairs (j, j + head_dim / 2) of every head in place.
+  // cosines, sines: [rows, head_dim / 2].
   void (*rope)(float* x, size_t stride, size_t rows, size_t heads, size_t head_dim,
                const float* cosines, const float* sines);
 

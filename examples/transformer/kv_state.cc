@@ -1,9 +1,9 @@
 #include "kvcache/examples/transformer/kv_state.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 #include <limits>
+
+#include "kvcache/core/check.h"
 
 namespace kvcache::examples {
 
@@ -15,10 +15,8 @@ KvState::KvState(int layers, int max_tokens, int kv_heads, int head_dim)
       data_(2 * layers * plane_size_) {}
 
 void KvState::SetTokens(int tokens) {
-  if (tokens < 0 || tokens > max_tokens_) {
-    std::fprintf(stderr, "KvState::SetTokens(%d) outside of 0 to %d\n", tokens, max_tokens_);
-    std::abort();
-  }
+  KVCACHE_CHECK(tokens >= 0 && tokens <= max_tokens_, "SetTokens(", tokens, ") outside of 0 to ",
+                max_tokens_);
   tokens_ = tokens;
 }
 

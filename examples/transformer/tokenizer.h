@@ -9,8 +9,7 @@
 namespace kvcache::examples {
 
 // Cuts a text into tokens, 0 <= token < vocabulary, about 1.3 per English word:
-//   - a run of letters, digits and bytes beyond ASCII is a word, cut into pieces of at most 8
-//   bytes;
+//   - a run of letters, digits and bytes beyond ASCII is a word, cut into pieces of 8 bytes;
 //   - any other visible byte is a token of its own;
 //   - white space only separates.
 // The number of a token is a hash of its bytes (and of whether it continues a word), so that no

@@ -103,13 +103,13 @@ Transformer::Transformer(const TransformerConfig& config, InstructionSet instruc
     size_t columns;
   };
   const size_t panel = kernels_.panel_columns;
+  weights_ = AlignedArray<uint16_t>(c.layers * (d * (q_dim + 2 * kv_dim) + q_dim * d + 3 * d * ff) +
+                                    d * vocabulary);
+  uint16_t* to = weights_.data();
   auto make_weights = [&](int layer, size_t inner, std::initializer_list<Part> parts) {
-    Weights weights;
-    weights.inner = inner;
-    for (const Part& part : parts) weights.columns += part.columns;
-    weights.data = AlignedArray<uint16_t>(inner * weights.columns);
-    uint16_t* to = weights.data.data();
+    PackedMatrix matrix{.data = to, .inner = inner, .columns = 0};
     for (const Part& part : parts) {
+      matrix.columns += part.columns;
       const WeightSource source(c.seed, layer, part.matrix, 1.0 / inner);
       for (size_t column = 0; column < part.columns; column += panel) {
         for (size_t k = 0; k < inner; ++k) {
@@ -117,7 +117,7 @@ Transformer::Transformer(const TransformerConfig& config, InstructionSet instruc
         }
       }
     }
-    return weights;
+    return matrix;
   };
 
   for (int i = 0; i < c.layers; ++i) {
@@ -218,8 +218,7 @@ absl::Status Transformer::Forward(KvState& kv, absl::Span<const int32_t> tokens,
   kv.SetTokens(static_cast<int>(first + tokens.size()));
 
   kernels_.rms_norm(x + (tokens.size() - 1) * d, final_gain_.data(), 1, d, normed_.data());
-  kernels_.matmul(normed_.data(), d, 1, head_.packed(), logits.data(), logits.size(), false,
-                  panel_.data());
+  kernels_.matmul(normed_.data(), d, 1, head_, logits.data(), logits.size(), false, panel_.data());
   return absl::OkStatus();
 }
 
@@ -233,8 +232,7 @@ void Transformer::Attend(const Layer& layer, size_t first, size_t rows, float* k
   float* q = projected_.data();  // a row is [q, k, v]
 
   kernels_.rms_norm(x, layer.attention_gain.data(), rows, d, normed_.data());
-  kernels_.matmul(normed_.data(), d, rows, layer.query_key_value.packed(), q, stride, false,
-                  panel_.data());
+  kernels_.matmul(normed_.data(), d, rows, layer.query_key_value, q, stride, false, panel_.data());
   const float* cosines = cosines_.data() + first * (head_dim / 2);
   const float* sines = sines_.data() + first * (head_dim / 2);
   kernels_.rope(q, stride, rows, c.heads + c.kv_heads, head_dim, cosines, sines);
@@ -258,16 +256,16 @@ void Transformer::Attend(const Layer& layer, size_t first, size_t rows, float* k
                       .out = mixed_.data(),
                       .out_stride = q_dim,
                       .scratch = attention_scratch_.data()});
-  kernels_.matmul(mixed_.data(), q_dim, rows, layer.output.packed(), x, d, true, panel_.data());
+  kernels_.matmul(mixed_.data(), q_dim, rows, layer.output, x, d, true, panel_.data());
 }
 
 void Transformer::FeedForward(const Layer& layer, size_t rows, float* x) {
   const size_t d = config_.model_dim, ff = config_.ff_dim;
   kernels_.rms_norm(x, layer.feed_forward_gain.data(), rows, d, normed_.data());
-  kernels_.matmul(normed_.data(), d, rows, layer.gate_up.packed(), projected_.data(), 2 * ff, false,
+  kernels_.matmul(normed_.data(), d, rows, layer.gate_up, projected_.data(), 2 * ff, false,
                   panel_.data());
   kernels_.swiglu(projected_.data(), rows, ff, mixed_.data());
-  kernels_.matmul(mixed_.data(), ff, rows, layer.down.packed(), x, d, true, panel_.data());
+  kernels_.matmul(mixed_.data(), ff, rows, layer.down, x, d, true, panel_.data());
 }
 
 int32_t GreedyToken(absl::Span<const float> logits) {

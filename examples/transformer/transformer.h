@@ -64,20 +64,15 @@ class Transformer {
   absl::Status Forward(KvState& kv, absl::Span<const int32_t> tokens, absl::Span<float> logits);
 
  private:
-  // Several matrices with the same input, side by side: one pass over the input.
-  struct Weights {
-    AlignedArray<uint16_t> data;
-    size_t inner = 0;
-    size_t columns = 0;
-    PackedMatrix packed() const { return {data.data(), inner, columns}; }
-  };
+  // Matrices with the same input are side by side in one, for one pass over the input. All point
+  // into weights_.
   struct Layer {
     AlignedArray<float> attention_gain;
-    Weights query_key_value;  // [model_dim, (heads + 2 * kv_heads) * head_dim]
-    Weights output;           // [heads * head_dim, model_dim]
+    PackedMatrix query_key_value;  // [model_dim, (heads + 2 * kv_heads) * head_dim]
+    PackedMatrix output;           // [heads * head_dim, model_dim]
     AlignedArray<float> feed_forward_gain;
-    Weights gate_up;  // [model_dim, 2 * ff_dim]
-    Weights down;     // [ff_dim, model_dim]
+    PackedMatrix gate_up;  // [model_dim, 2 * ff_dim]
+    PackedMatrix down;     // [ff_dim, model_dim]
   };
 
   Transformer(const TransformerConfig& config, InstructionSet instruction_set);
@@ -94,9 +89,10 @@ class Transformer {
   const Kernels& kernels_;
 
   AlignedArray<uint16_t> embedding_;  // [vocabulary, model_dim], bf16
+  AlignedArray<uint16_t> weights_;    // of all matrices, in the order of their use
   std::vector<Layer> layers_;
   AlignedArray<float> final_gain_;  // [model_dim]
-  Weights head_;                    // [model_dim, vocabulary]
+  PackedMatrix head_;               // [model_dim, vocabulary]
   AlignedArray<float> cosines_;     // [max_tokens, head_dim / 2]
   AlignedArray<float> sines_;       // [max_tokens, head_dim / 2]
 

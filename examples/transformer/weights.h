@@ -6,19 +6,18 @@
 namespace kvcache::examples {
 
 enum class Matrix : uint8_t {
-  kEmbedding,      // [vocabulary, model_dim]
-  kQuery,          // [model_dim, heads * head_dim]
-  kKey,            // [model_dim, kv_heads * head_dim]
-  kValue,          // [model_dim, kv_heads * head_dim]
-  kOutput,         // [heads * head_dim, model_dim]
-  kGate,           // [model_dim, ff_dim]
-  kUp,             // [model_dim, ff_dim]
-  kDown,           // [ff_dim, model_dim]
-  kHead,           // [model_dim, vocabulary]
-  kAttentionGain,  // [model_dim]: RMSNorm before attention, before the feed-forward, before the
-                   // head
-  kFeedForwardGain,
-  kFinalGain,
+  kEmbedding,        // [vocabulary, model_dim]
+  kQuery,            // [model_dim, heads * head_dim]
+  kKey,              // [model_dim, kv_heads * head_dim]
+  kValue,            // [model_dim, kv_heads * head_dim]
+  kOutput,           // [heads * head_dim, model_dim]
+  kGate,             // [model_dim, ff_dim]
+  kUp,               // [model_dim, ff_dim]
+  kDown,             // [ff_dim, model_dim]
+  kHead,             // [model_dim, vocabulary]
+  kAttentionGain,    // [model_dim]: of the RMSNorm before attention
+  kFeedForwardGain,  // [model_dim]: before the feed-forward
+  kFinalGain,        // [model_dim]: before the head
 };
 
 // The seeded weights of one matrix: every value is a pure function of seed, layer, matrix and

@@ -1,4 +1,5 @@
-// What every StorageBackend must do. To join, with a target that depends on this one and the backend:
+// What every StorageBackend must do. To join, with a target that depends on this one and the
+// backend:
 //
 //   namespace kvcache {
 //   INSTANTIATE_TEST_SUITE_P(
@@ -13,12 +14,13 @@
 #define KVCACHE_TESTS_BACKEND_CONFORMANCE_BACKEND_CONFORMANCE_H_
 
 #include <cstddef>
-#include <cstdint>
 #include <functional>
 #include <memory>
 #include <ostream>
 #include <string>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "gtest/gtest.h"
 #include "kvcache/core/extent.h"
@@ -38,20 +40,23 @@ struct BackendUnderTest {
 
 class BackendConformanceTest : public testing::TestWithParam<BackendUnderTest> {
  protected:
-  // With at least `units` units of its alignment, or 1 MiB if that is more.
+  static constexpr size_t kCapacity = size_t{1} << 20;
+
+  // A new backend of kCapacity bytes.
   void SetUp() override;
+  // Frees what Allocate() gave and Free() did not take back.
   void TearDown() override;
 
   StorageBackend& backend() { return *backend_; }
   const BackendTraits& traits() { return backend_->traits(); }
-  size_t unit() { return traits().alignment; }
 
-  // An extent that TearDown frees; fails the test when there is no room.
+  // Aborts when there is no room.
   Extent Allocate(size_t bytes);
   void Free(const Extent& extent);
 
-  absl::Status Write(const Extent& extent, size_t offset, const std::string& bytes);
-  // The whole extent as the backend reads it.
+  // With host memory on the other side. Wait for the end.
+  absl::Status Write(const Extent& extent, const std::string& bytes, size_t offset = 0);
+  // The whole extent.
   std::string Contents(const Extent& extent);
 
  private:

@@ -1,0 +1,45 @@
+#ifndef KVCACHE_EXAMPLES_DEMO_FLAGS_H_
+#define KVCACHE_EXAMPLES_DEMO_FLAGS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kvcache/core/eviction_policy.h"
+#include "kvcache/core/storage_backend.h"
+#include "kvcache/examples/transformer/transformer.h"
+
+namespace kvcache::examples {
+
+// The flags that the demos share, checked.
+struct CommonFlags {
+  std::string json;  // empty: none
+  std::string backend;
+  std::string policy;
+  size_t capacity_bytes = 0;
+  uint64_t seed = 0;
+  TransformerConfig model;
+};
+
+// Parses the command line. Ends the program, with code 0 after printing `usage` and the shared
+// flags for --help, with another one after a line on stderr for what is not understood.
+void ParseCommandLine(int argc, char** argv, absl::string_view usage);
+
+// kInvalidArgument, naming the flag, its value and the range, unless low <= value <= high.
+absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int64_t high);
+
+// Errors: kInvalidArgument, naming the flag and its value.
+absl::StatusOr<CommonFlags> CheckCommonFlags();
+
+// New ones of those that the flags name. Errors, which name the flags: those of core/registry.h;
+// kInvalidArgument for a backend that stores no bytes.
+absl::StatusOr<std::unique_ptr<StorageBackend>> MakeBackend(const CommonFlags& flags);
+absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakePolicy(const CommonFlags& flags);
+
+}  // namespace kvcache::examples
+
+#endif  // KVCACHE_EXAMPLES_DEMO_FLAGS_H_

@@ -1,0 +1,65 @@
+#include "kvcache/examples/demo/json.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_replace.h"
+
+namespace kvcache::examples {
+
+JsonObject& JsonObject::Add(absl::string_view name, double value) {
+  return AddText(name, std::isfinite(value) ? absl::StrFormat("%.10g", value) : "null");
+}
+
+JsonObject& JsonObject::Add(absl::string_view name, const JsonObject& value) {
+  return AddText(name, absl::StrReplaceAll(value.ToString(), {{"\n", "\n  "}}));
+}
+
+JsonObject& JsonObject::AddText(absl::string_view name, absl::string_view value) {
+  absl::StrAppend(&fields_, fields_.empty() ? "" : ",\n", "  \"", name, "\": ", value);
+  return *this;
+}
+
+ResultFile::ResultFile(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
+
+ResultFile::ResultFile(ResultFile&& other) noexcept
+    : path_(std::move(other.path_)), fd_(std::exchange(other.fd_, -1)) {}
+
+ResultFile::~ResultFile() {
+  if (fd_ >= 0) close(fd_);
+}
+
+absl::StatusOr<ResultFile> ResultFile::Open(const std::string& path) {
+  ResultFile file(path, open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  if (file.fd_ < 0) return file.Failure("open");
+  return file;
+}
+
+absl::Status ResultFile::Write(absl::string_view content) {
+  struct stat status;
+  if (fstat(fd_, &status) != 0) return Failure("look at");
+  // A pipe or a terminal has no content to replace.
+  if (S_ISREG(status.st_mode) && ftruncate(fd_, 0) != 0) return Failure("truncate");
+  while (!content.empty()) {
+    const ssize_t written = write(fd_, content.data(), content.size());
+    if (written < 0 && errno == EINTR) continue;
+    if (written < 0) return Failure("write to");
+    content.remove_prefix(static_cast<size_t>(written));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ResultFile::Failure(absl::string_view action) const {
+  return absl::UnavailableError(
+      absl::StrCat("cannot ", action, " '", path_, "': ", std::strerror(errno)));
+}
+
+}  // namespace kvcache::examples

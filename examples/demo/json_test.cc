@@ -1,0 +1,72 @@
+#include "kvcache/examples/demo/json.h"
+
+#include <sys/stat.h>
+
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "gtest/gtest.h"
+
+namespace kvcache::examples {
+namespace {
+
+std::string Path(const std::string& name) { return testing::TempDir() + "/" + name; }
+
+std::string Content(const std::string& path) {
+  std::ifstream file(path);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+TEST(JsonObjectTest, NestsObjectsAndKeepsTheOrder) {
+  const JsonObject object = JsonObject()
+                                .Add("b", 1)
+                                .Add("a", JsonObject().Add("x", 0.25).Add("y", -3e20))
+                                .Add("c", JsonObject());
+  EXPECT_EQ(object.ToString(), R"({
+  "b": 1,
+  "a": {
+    "x": 0.25,
+    "y": -3e+20
+  },
+  "c": {}
+})");
+}
+
+TEST(JsonObjectTest, WritesCountsInFullAndNoInfinities) {
+  EXPECT_EQ(JsonObject().Add("n", 1234567890).ToString(), "{\n  \"n\": 1234567890\n}");
+  const double infinity = std::numeric_limits<double>::infinity();
+  EXPECT_EQ(JsonObject().Add("n", infinity).ToString(), "{\n  \"n\": null\n}");
+}
+
+TEST(ResultFileTest, ANewFileIsForItsOwnerOnly) {
+  const std::string path = Path("new.json");
+  absl::StatusOr<ResultFile> file = ResultFile::Open(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_TRUE(file->Write("{}\n").ok());
+  struct stat status;
+  ASSERT_EQ(stat(path.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 0777, 0600u);
+  EXPECT_EQ(Content(path), "{}\n");
+}
+
+TEST(ResultFileTest, KeepsTheOldContentUntilTheNewOneIsWritten) {
+  const std::string path = Path("old.json");
+  std::ofstream(path) << "something that is longer";
+  absl::StatusOr<ResultFile> file = ResultFile::Open(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ(Content(path), "something that is longer");
+  ASSERT_TRUE(file->Write("{}\n").ok());
+  EXPECT_EQ(Content(path), "{}\n");
+}
+
+TEST(ResultFileTest, SaysWhichPathCannotBeWrittenAndWhy) {
+  const std::string path = Path("missing/result.json");
+  const absl::StatusOr<ResultFile> file = ResultFile::Open(path);
+  EXPECT_EQ(file.status().message(), "cannot open '" + path + "': No such file or directory");
+}
+
+}  // namespace
+}  // namespace kvcache::examples

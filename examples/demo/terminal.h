@@ -1,0 +1,30 @@
+#ifndef KVCACHE_EXAMPLES_DEMO_TERMINAL_H_
+#define KVCACHE_EXAMPLES_DEMO_TERMINAL_H_
+
+#include <cstddef>
+
+namespace kvcache::examples {
+
+// From now on Ctrl-C makes Interrupted() true; a second one ends the program as usual.
+void CatchInterrupt();
+bool Interrupted();
+
+// "request 7 of 100" on stderr, in one line that goes when this does; nothing unless stderr is a
+// terminal.
+class ProgressLine {
+ public:
+  explicit ProgressLine(size_t total);
+  ProgressLine(const ProgressLine&) = delete;
+  ProgressLine& operator=(const ProgressLine&) = delete;
+  ~ProgressLine();
+
+  void Show(size_t done);
+
+ private:
+  const size_t total_;
+  const bool visible_;
+};
+
+}  // namespace kvcache::examples
+
+#endif  // KVCACHE_EXAMPLES_DEMO_TERMINAL_H_
