@@ -81,7 +81,6 @@ _debian_package = repository_rule(
 # Label to pkg-config module.
 _ABSEIL = {
     "absl/algorithm:container": "absl_algorithm_container",
-    "absl/base:config": "absl_config",
     "absl/base:core_headers": "absl_core_headers",
     "absl/cleanup:cleanup": "absl_cleanup",
     "absl/container:fixed_array": "absl_fixed_array",
