@@ -38,8 +38,13 @@ EntryInfo BlockTable::InfoOf(const Block& b) const {
           .deadline = b.deadline};
 }
 
+// A block that is being written lives as long as its parent.
 absl::Time BlockTable::DeadlineOfParent(const Block& b) const {
-  return b.parent == kNoSlot ? absl::InfiniteFuture() : block(b.parent).deadline;
+  Slot above = b.parent;
+  while (above != kNoSlot && block(above).state == Block::State::kWriting) {
+    above = block(above).parent;
+  }
+  return above == kNoSlot ? absl::InfiniteFuture() : block(above).deadline;
 }
 
 bool BlockTable::Lives(const Block& b, absl::Time now) const {
@@ -194,15 +199,23 @@ void BlockTable::EvictVictims(Removed* removed) {
   victims_.clear();
 }
 
+bool BlockTable::Fits(size_t charge, size_t victim_bytes, const Removed& removed) const {
+  return charged_ + charge <= limit_ + removed.bytes + victim_bytes;
+}
+
+void BlockTable::RemoveExpiredFor(size_t bytes, absl::Time now, Removed* removed) {
+  for (bool more = true; more && !(Fits(Charge(bytes), 0, *removed) && HasSlot());) {
+    more = RemoveExpired(1, now, removed);
+    RemoveRetired(kBlocksPerLock, removed);  // what still has children holds a slot
+  }
+}
+
 BlockTable::Room BlockTable::MakeRoom(size_t bytes, Slot parent, const EntryInfo& incoming,
-                                      absl::Time now, Removed* removed) {
+                                      Removed* removed) {
   const size_t charge = Charge(bytes);
   const auto enough = [&](size_t victims, size_t victim_bytes) {
-    return charged_ + charge <= limit_ + removed->bytes + victim_bytes &&
-           (victims > 0 || HasSlot());
+    return Fits(charge, victim_bytes, *removed) && (victims > 0 || HasSlot());
   };
-  while (!enough(0, 0) && RemoveExpired(1, now, removed)) {
-  }
   if (parent != kNoSlot) ++block(parent).children;  // keeps it from being chosen
   const Room room = ChooseVictims(incoming, enough);
   if (parent != kNoSlot) ChildGone(parent);

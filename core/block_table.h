@@ -34,7 +34,7 @@ struct BlockWrite {
   std::vector<bool> claimed;
   std::vector<bool> committed;
   uint32_t committed_parts = 0;
-  uint32_t copies = 0;       // parts whose commit waits for a copy
+  uint32_t copies = 0;       // under way into it, and commits that wait for one
   bool leased = true;        // the WriteLease has not ended
   bool keep = false;         // ends as a partial block rather than as none
   bool replacement = false;  // enters the index when the write ends
@@ -129,11 +129,11 @@ class BlockTable {
 
   // --- Writing
   enum class Room { kMade, kNothingToEvict, kRefusedByPolicy };
-  // Makes room for a block of these bytes and a slot for it: removes what has expired, and evicts,
-  // but nothing if that is not enough. On kMade the room is charged already and Insert() must
-  // follow.
-  Room MakeRoom(size_t bytes, Slot parent, const EntryInfo& incoming, absl::Time now,
-                Removed* removed);
+  // Removes what has expired until a block of these bytes fits. Any slot may go.
+  void RemoveExpiredFor(size_t bytes, absl::Time now, Removed* removed);
+  // Makes room for a block of these bytes, and a slot for it, by evicting; evicts nothing if that
+  // does not suffice. On kMade the room is charged already and Insert() must follow.
+  Room MakeRoom(size_t bytes, Slot parent, const EntryInfo& incoming, Removed* removed);
   // Evicts one more block of up to `max_bytes`; returns its bytes, or 0.
   size_t EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed* removed);
   // A block in kWriting, pinned. It has no extent yet.
@@ -143,12 +143,14 @@ class BlockTable {
   void Resume(Slot slot, absl::Duration ttl, absl::Time now);
 
   // See WriteLease. ClaimPart comes first and checks; then either FinishPart, or AwaitCopy and
-  // later FinishCopy.
+  // later FinishCopy. A block with copies does not become partial.
   bool Committed(Slot slot, uint32_t part) const;
   bool Claimed(Slot slot, uint32_t part) const;
   absl::Status ClaimPart(Slot slot, uint32_t part, absl::Time now, Removed* removed);
   void FinishPart(Slot slot, uint32_t part, bool succeeded, absl::Time now, Removed* removed);
-  void AwaitCopy(Slot slot) { ++block(slot).write->copies; }
+  void AwaitCopy(Slot slot);
+  // A copy into a part that is not committed by it.
+  void EndCopy(Slot slot, absl::Time now, Removed* removed);
   void FinishCopy(Slot slot, uint32_t part, bool succeeded, absl::Time now, Removed* removed);
   absl::Status CommitRest(Slot slot, absl::Time now, Removed* removed);
   absl::Status Suspend(Slot slot, absl::Time now, Removed* removed);
@@ -220,6 +222,7 @@ class BlockTable {
   bool Evictable(const Block& b) const { return b.visible() && b.pins == 0 && b.children == 0; }
   void UnparkIfEvictable(Slot slot);
 
+  bool Fits(size_t charge, size_t victim_bytes, const Removed& removed) const;
   Slot TakeSlot();
   bool HasSlot() const { return free_slot_ != kNoSlot || slots_ < max_blocks_; }
   void FreeSlotIfUnused(Slot slot);

@@ -83,6 +83,17 @@ bool BlockTable::Claimed(Slot slot, uint32_t part) const {
   return b.state == Block::State::kComplete || (b.write != nullptr && b.write->claimed[part]);
 }
 
+void BlockTable::AwaitCopy(Slot slot) {
+  if (block(slot).state == Block::State::kWriting) ++block(slot).write->copies;
+}
+
+void BlockTable::EndCopy(Slot slot, absl::Time now, Removed* removed) {
+  Block& b = block(slot);
+  if (!CheckWriting(slot, now, removed).ok() || b.state != Block::State::kWriting) return;
+  --b.write->copies;
+  Settle(slot, now, removed);
+}
+
 void BlockTable::FinishCopy(Slot slot, uint32_t part, bool succeeded, absl::Time now,
                             Removed* removed) {
   if (block(slot).state == Block::State::kWriting) --block(slot).write->copies;
@@ -136,7 +147,7 @@ absl::Status BlockTable::Suspend(Slot slot, absl::Time now, Removed* removed) {
 
 void BlockTable::Abort(Slot slot, absl::Time now, Removed* removed) {
   Block& b = block(slot);
-  if (b.state != Block::State::kWriting) return;
+  if (!CheckWriting(slot, now, removed).ok() || b.state != Block::State::kWriting) return;
   if (!b.write->keep) return Unlink(slot, RemoveReason::kAborted, removed);
   ++record(b).counters.failed_writes;
   b.write->leased = false;
@@ -195,20 +206,18 @@ void BlockTable::Extend(Slot slot, absl::Time deadline) {
   if (deadline > b.deadline) SetDeadline(slot, deadline);
 }
 
-// Below a block that is not visible, or expires soon enough, everything is as it should be: what is
-// not visible clips its descendants when it becomes so.
+// Below a visible block that expires soon enough everything is as it should be.
 void BlockTable::ClipDescendants(Slot top) {
   const absl::Time limit = block(top).deadline;
   if (limit == absl::InfiniteFuture()) return;
   Slot slot = block(top).first_child;
   while (slot != kNoSlot) {
     const Block& b = block(slot);
-    if (b.visible() && b.deadline > limit) {
-      SetDeadline(slot, limit);
-      if (b.first_child != kNoSlot) {
-        slot = b.first_child;
-        continue;
-      }
+    const bool too_late = b.visible() && b.deadline > limit;
+    if (too_late) SetDeadline(slot, limit);
+    if ((too_late || !b.visible()) && b.first_child != kNoSlot) {
+      slot = b.first_child;
+      continue;
     }
     while (slot != top && block(slot).next_sibling == kNoSlot) slot = block(slot).parent;
     if (slot == top) return;

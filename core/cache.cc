@@ -184,6 +184,7 @@ PrefixMatch Cache::Match(const Chain& chain) {
     return std::min<uint64_t>(uint64_t{blocks} * chain.tokens_per_block, chain.tokens);
   };
   bool ended = blocks == 0;
+  if (ended) match.end = LookupResult::kHit;
   do {
     const size_t end = std::min(match.blocks.size() + kBlocksPerLock, blocks);
     Removed removed;

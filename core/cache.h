@@ -139,8 +139,8 @@ class Cache {
                      absl::Span<absl::StatusOr<WriteLease>> results);
 
   // Reserve, Write, Commit; waits for the copy. Errors: those of Reserve, kInvalidArgument when the
-  // sizes of `source` do not add up to size.bytes, those of the backend, and kAborted as in
-  // Commit().
+  // sizes of `source` do not add up to size.bytes, kFailedPrecondition when the block is partial
+  // (Reserve() it and write what is missing), those of the backend, and kAborted as in Commit().
   absl::Status Put(const BlockKey& key, BlockSize size, absl::Span<const ConstBytes> source,
                    const PutOptions& options = {});
 
@@ -229,8 +229,8 @@ class Cache {
   void CountRead(Slot slot, size_t bytes);
 
   // Pins a block that is pinned already for as long as the result lives. The cache's destructor
-  // waits for its end.
-  std::shared_ptr<void> PinForCopy(Slot slot);
+  // waits for its end, and so does the write of the block when the copy goes into it.
+  std::shared_ptr<void> PinForCopy(Slot slot, bool into_block = false);
 
   const std::unique_ptr<StorageBackend> backend_;
   const std::unique_ptr<EvictionPolicy> policy_;

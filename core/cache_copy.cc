@@ -31,24 +31,20 @@ absl::Status CheckSizes(absl::string_view name, const Pieces& pieces, size_t exp
       name, ": ", overflow ? "too many" : absl::StrCat(bytes), " bytes, expected ", expected));
 }
 
-// A transfer with one op for each of `results`. Op ops[i] ends with what `end` returns once op i of
-// `copies` has ended; the other ops have ended with their result.
+// A transfer with one op for each of `results`, which carry `parts`. Op ops[i] ends with what `end`
+// returns once op i of `copies` has ended; the other ops have ended with their result.
 Transfer Renumbered(Transfer copies, absl::Span<const uint32_t> ops,
                     absl::Span<const uint32_t> parts, absl::Span<const absl::Status> results,
                     std::function<absl::Status(uint32_t op, const absl::Status& copied)> end) {
   const auto shared = std::make_shared<const Transfer>(std::move(copies));
-  std::vector<uint32_t> part_of_op(results.size(), 0);
   std::vector<bool> copied(results.size(), false);
-  for (size_t i = 0; i < ops.size(); ++i) {
-    part_of_op[ops[i]] = parts[i];
-    copied[ops[i]] = true;
-  }
-  const TransferSource source(part_of_op, {.order =
-                                               [shared](Stream stream, int64_t part) {
-                                                 return part < 0 ? shared->WaitOn(stream)
-                                                                 : shared->WaitPartOn(stream, part);
-                                               },
-                                           .cancel = [shared] { shared->Cancel(); }});
+  for (uint32_t op : ops) copied[op] = true;
+  const TransferSource source(parts, {.order =
+                                          [shared](Stream stream, int64_t part) {
+                                            return part < 0 ? shared->WaitOn(stream)
+                                                            : shared->WaitPartOn(stream, part);
+                                          },
+                                      .cancel = [shared] { shared->Cancel(); }});
   for (size_t op = 0; op < results.size(); ++op) {
     if (!copied[op]) source.Complete(op, results[op]);
   }
@@ -62,14 +58,17 @@ Transfer Renumbered(Transfer copies, absl::Span<const uint32_t> ops,
 
 class Cache::CopyPin {
  public:
-  CopyPin(Cache* cache, Slot slot) : cache_(*cache), slot_(slot) {
+  CopyPin(Cache* cache, Slot slot, bool into_block)
+      : cache_(*cache), slot_(slot), into_block_(into_block) {
     MutexLock lock(cache_.mu_);
     cache_.table_->Pin(slot_, cache_.clock_.Now());
+    if (into_block_) cache_.table_->AwaitCopy(slot_);
     ++cache_.in_flight_;
   }
   ~CopyPin() {
     cache_
-        .Change([this](BlockTable& table, absl::Time, Removed* removed) {
+        .Change([this](BlockTable& table, absl::Time now, Removed* removed) {
+          if (into_block_) table.EndCopy(slot_, now, removed);
           table.Unpin(slot_, removed);
           return absl::OkStatus();
         })
@@ -84,9 +83,12 @@ class Cache::CopyPin {
  private:
   Cache& cache_;
   const Slot slot_;
+  const bool into_block_;
 };
 
-std::shared_ptr<void> Cache::PinForCopy(Slot slot) { return std::make_shared<CopyPin>(this, slot); }
+std::shared_ptr<void> Cache::PinForCopy(Slot slot, bool into_block) {
+  return std::make_shared<CopyPin>(this, slot, into_block);
+}
 
 // --- ReadLease
 
@@ -170,26 +172,28 @@ std::byte* WriteLease::part(uint32_t part) const {
   return first == nullptr ? nullptr : first + part * (bytes_ / parts_);
 }
 
+absl::Status WriteLease::CheckUnclaimed(uint32_t first_part, uint32_t end_part) const {
+  return cache_->Change([&](BlockTable& table, absl::Time, Removed*) {
+    for (uint32_t part = first_part; part < end_part; ++part) {
+      if (!table.Claimed(slot_, part)) continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat("part ", part, " was committed, or given to CommitAfter(), before"));
+    }
+    return absl::OkStatus();
+  });
+}
+
 Transfer WriteLease::WriteAt(size_t offset, size_t bytes, uint32_t first_part, uint32_t end_part,
                              absl::Span<const ConstBytes> source, MemorySpace space,
                              Stream stream) {
   KVCACHE_CHECK(holds() && first_part < end_part && end_part <= parts_, "parts ", first_part,
                 " to ", end_part, " of ", parts_);
   absl::Status status = CheckSizes("source", source, bytes);
-  if (status.ok()) {
-    status = cache_->Change([&](BlockTable& table, absl::Time, Removed*) {
-      for (uint32_t part = first_part; part < end_part; ++part) {
-        if (!table.Claimed(slot_, part)) continue;
-        return absl::FailedPreconditionError(
-            absl::StrCat("part ", part, " was committed, or given to CommitAfter(), before"));
-      }
-      return absl::OkStatus();
-    });
-  }
+  if (status.ok()) status = CheckUnclaimed(first_part, end_part);
   if (!status.ok()) return Transfer::Completed({status});
   const WriteOp op = {extent_, offset, source, space, first_part};
   Transfer copy = cache_->backend_->Write({&op, 1}, stream);
-  if (!copy.Done()) copy.Keep(cache_->PinForCopy(slot_));
+  if (!copy.Done()) copy.Keep(cache_->PinForCopy(slot_, /*into_block=*/true));
   return copy;
 }
 
@@ -244,11 +248,11 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
   absl::InlinedVector<uint32_t, kInlineRequests> numbers;
   absl::InlinedVector<uint32_t, kInlineRequests> parts;
   for (size_t i = 0; i < requests.size(); ++i) {
+    parts.push_back(requests[i].part.value_or(0));
     if (!results[i].ok()) continue;
     copies.push_back({leases[i].extent_, leases[i].offset_, requests[i].destination,
-                      requests[i].destination_space, requests[i].part.value_or(0)});
+                      requests[i].destination_space, parts.back()});
     numbers.push_back(i);
-    parts.push_back(copies.back().part);
   }
   Transfer copied = backend_->Read(copies, stream);
   if (!copied.Done()) {
@@ -289,8 +293,8 @@ Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
     if (!results[i].ok()) continue;
     absl::StatusOr<WriteLease> lease =
         ReserveBlock(request.key, request.size, request.options, ReserveMode::kNew);
-    results[i] = lease.status();
-    if (!lease.ok()) continue;
+    results[i] = lease.ok() ? lease->CheckUnclaimed(0, lease->parts_) : lease.status();
+    if (!results[i].ok()) continue;
     copies.push_back({lease->extent_, 0, request.source, request.source_space, 0});
     numbers.push_back(i);
     (*writes)[i].lease = *std::move(lease);
@@ -314,7 +318,7 @@ Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
     return Transfer::Completed(std::move(results));
   }
   for (uint32_t i : numbers) (*writes)[i].pin = PinForCopy((*writes)[i].lease.slot_);
-  return Renumbered(std::move(copied), numbers, std::vector<uint32_t>(numbers.size(), 0), results,
+  return Renumbered(std::move(copied), numbers, std::vector<uint32_t>(requests.size(), 0), results,
                     end);
 }
 

@@ -130,6 +130,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
     table_->Resume(found, ttl, now);
     return WriteLease(this, found, b.extent, b.bytes, b.parts);
   }
+  table_->RemoveExpiredFor(size.bytes, now, removed);
   Slot parent = kNoSlot;
   if (options.parent.has_value()) {
     parent = table_->FindOrRemove(*options.parent, now, removed);
@@ -147,7 +148,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                .priority = options.priority,
                .recompute_cost = absl::ToDoubleSeconds(options.recompute_cost),
                .deadline = now + ttl};
-  switch (table_->MakeRoom(size.bytes, parent, *incoming, now, removed)) {
+  switch (table_->MakeRoom(size.bytes, parent, *incoming, removed)) {
     case BlockTable::Room::kMade:
       break;
     case BlockTable::Room::kNothingToEvict:

@@ -105,7 +105,8 @@ class WriteLease {
 
   // Gathers `source`, whose sizes add up to that of the destination (else the op ends with
   // kInvalidArgument), into the block or one part. A one-op transfer that keeps the block's bytes
-  // reserved until it ends, also without the lease; it commits nothing. Refused for what is
+  // reserved until it ends, also without the lease, and a block that is suspended meanwhile
+  // becomes partial only then; it commits nothing. Refused for what is
   // committed or given to CommitAfter(): kFailedPrecondition. REQUIRES: holds(); part < parts().
   Transfer Write(absl::Span<const ConstBytes> source, MemorySpace space = {}, Stream stream = {});
   Transfer WritePart(uint32_t part, absl::Span<const ConstBytes> source, MemorySpace space = {},
@@ -131,6 +132,7 @@ class WriteLease {
   enum class WriteEnd { kCommit, kSuspend, kAbort };
 
   absl::Status End(WriteEnd end);
+  absl::Status CheckUnclaimed(uint32_t first_part, uint32_t end_part) const;
   Transfer WriteAt(size_t offset, size_t bytes, uint32_t first_part, uint32_t end_part,
                    absl::Span<const ConstBytes> source, MemorySpace space, Stream stream);
   WriteLease(Cache* cache, Slot slot, Extent extent, size_t bytes, uint32_t parts)

@@ -104,14 +104,15 @@ class TransferState {
     if (!finishing_ && !done_) kept_.push_back(std::move(object));
   }
 
-  void Complete(size_t op, absl::Status result) {
+  void Complete(size_t op, absl::Status status) {
     std::vector<std::shared_ptr<OpCallback>> callbacks;
+    absl::Status result;
     {
       MutexLock lock(mu_);
       KVCACHE_CHECK(op < ended_.size() && !ended_[op],
                     absl::StrCat("op ", op, " of ", ended_.size(), " ended twice or is unknown"));
       ended_[op] = true;
-      results_[op] = result;
+      result = results_[op] = std::move(status);
       --remaining_;
       --remaining_of_part_[parts_[op]];
       ++completing_;

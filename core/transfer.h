@@ -33,7 +33,7 @@ class Transfer {
   Transfer() = default;
   // Done, with `ops` ops that all succeeded; allocates nothing. What a synchronous copy returns.
   static Transfer Completed(size_t ops);
-  // Done, with these results.
+  // Done, with these results. Which parts they carry is not known: a failure fails every part.
   static Transfer Completed(std::vector<absl::Status> results);
 
   Transfer(Transfer&&) = default;

@@ -260,7 +260,7 @@ void FakeBackend::WaitForPending(size_t ops) const { medium_->WaitForPending(ops
 void FakeBackend::Complete(size_t index) { medium_->End(index, index + 1, absl::OkStatus()); }
 void FakeBackend::CompleteAll() { medium_->End(0, std::nullopt, absl::OkStatus()); }
 
-void FakeBackend::Fail(size_t index, absl::Status status) {
+void FakeBackend::Fail(size_t index, const absl::Status& status) {
   KVCACHE_CHECK(!status.ok(), "Fail with an OK status");
   medium_->End(index, index + 1, status);
 }

@@ -41,7 +41,7 @@ class FakeBackend final : public StorageBackend {
   // op copies nothing. REQUIRES: index < pending(); `status` is not OK.
   void Complete(size_t index);
   void CompleteAll();
-  void Fail(size_t index, absl::Status status);
+  void Fail(size_t index, const absl::Status& status);
 
   // Whether ops end in the call that starts them. Default: no. What is pending stays so.
   void set_auto_complete(bool auto_complete);
