@@ -20,6 +20,7 @@ readonly PACKAGES=(
 readonly DEV_PACKAGES=(
   clang
   clang-format
+  git
   libclang-rt-14-dev
 )
 
