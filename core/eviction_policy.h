@@ -73,11 +73,13 @@ class EvictionPolicy {
   // REQUIRES: slot is known (ordered or parked).
   virtual void Remove(Slot slot, RemoveReason reason) = 0;
 
-  // The first slot of the order; changes nothing. `incoming` is the block that wants its room.
+  // The first slot of the order; changes nothing. `incoming` is the block that wants its room;
+  // without bytes nobody does (the cache shrinks), and there is nothing to refuse.
   virtual VictimResult Victim(const EntryInfo& incoming) = 0;
 
   // Takes an ordered slot out of the order and puts it back at the place that it would have had, had
   // it never left; so parking some victims and unparking them again, in any order, changes nothing.
+  // REQUIRES: to park, slot is ordered; to unpark, it is parked.
   virtual void Park(Slot slot) = 0;
   virtual void Unpark(Slot slot) = 0;
 
