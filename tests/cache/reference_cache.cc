@@ -1,0 +1,429 @@
+#include "kvcache/tests/cache/reference_cache.h"
+
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+namespace kvcache {
+
+using State = ReferenceBlock::State;
+
+ReferenceCache::ReferenceCache(const Options& options)
+    : options_(options), counters_(options.namespaces) {}
+
+// --- What there is
+
+size_t ReferenceCache::Charge(const ReferenceBlock& block) const {
+  return (block.size.bytes + options_.alignment - 1) / options_.alignment * options_.alignment;
+}
+
+size_t ReferenceCache::BytesInUse() const {
+  size_t bytes = 0;
+  for (const auto& [key, block] : resident_) bytes += Charge(*block);
+  for (const Handle& block : detached_) bytes += Charge(*block);
+  return bytes;
+}
+
+std::vector<ReferenceCache::Handle> ReferenceCache::ChildrenOf(const Handle& block) const {
+  std::vector<Handle> children;
+  for (const auto& [key, child] : resident_) {
+    if (child->parent == block) children.push_back(child);
+  }
+  return children;
+}
+
+// A block that is being written lives as long as its parent.
+absl::Time ReferenceCache::DeadlineOf(const Handle& block) const {
+  if (block == nullptr) return absl::InfiniteFuture();
+  return block->visible() ? block->deadline : DeadlineOf(block->parent);
+}
+
+ReferenceCache::Handle ReferenceCache::Find(const BlockKey& key) const {
+  const auto found = resident_.find(key.bytes);
+  return found == resident_.end() ? nullptr : found->second;
+}
+
+void ReferenceCache::RemoveExpired() {
+  const absl::Time now = options_.clock->Now();
+  std::vector<Handle> expired;
+  for (const auto& [key, block] : resident_) {
+    if (DeadlineOf(block) <= now) expired.push_back(block);
+  }
+  for (const Handle& block : expired) Remove(block, Why::kExpired);
+}
+
+void ReferenceCache::Remove(const Handle& block, Why why) {
+  if (block->state == State::kGone) return;
+  for (const Handle& child : ChildrenOf(block)) Remove(child, why);
+  CacheCounters& count = counters(block->ns);
+  if (!block->was_visible || why == Why::kAborted) {
+    ++count.failed_writes;
+  } else if (why == Why::kEvicted) {
+    ++count.evictions;
+    if (!block->hit) ++count.evicted_before_reuse;
+  } else {
+    ++(why == Why::kErased ? count.erased : count.expirations);
+  }
+  block->state = State::kGone;
+  resident_.erase(block->key.bytes);
+  if (block->pins > 0) detached_.push_back(block);
+}
+
+void ReferenceCache::Pin(const Handle& block) {
+  if (block->pins++ == 0) block->pinned_since = options_.clock->Now();
+}
+
+void ReferenceCache::Release(const Handle& block) {
+  if (--block->pins == 0) std::erase(detached_, block);
+}
+
+void ReferenceCache::Touch(const Handle& block) {
+  if (!block->was_visible) return;
+  block->last_use = ++sequence_;
+  ++block->uses;
+}
+
+// --- Reading
+
+LookupResult ReferenceCache::Lookup(const BlockKey& key) const {
+  const Handle block = Find(key);
+  if (block == nullptr || DeadlineOf(block) <= options_.clock->Now()) return LookupResult::kMiss;
+  if (block->state == State::kWriting) return LookupResult::kPending;
+  return block->state == State::kPartial ? LookupResult::kPartial : LookupResult::kHit;
+}
+
+std::vector<ReferenceCache::Handle> ReferenceCache::LeadingBlocks(const Chain& chain) const {
+  std::vector<Handle> blocks;
+  for (const BlockKey& key : chain.keys) {
+    const Handle block = Find(key);
+    if (block == nullptr || block->state != State::kComplete) break;
+    if (!blocks.empty() && block->parent != nullptr && block->parent != blocks.back()) break;
+    blocks.push_back(block);
+  }
+  return blocks;
+}
+
+size_t ReferenceCache::LookupPrefix(const Chain& chain) {
+  RemoveExpired();
+  return LeadingBlocks(chain).size();
+}
+
+ReferenceCache::PrefixHit ReferenceCache::Match(const Chain& chain) {
+  RemoveExpired();
+  PrefixHit match;
+  match.blocks = LeadingBlocks(chain);
+  const size_t hits = match.blocks.size();
+  const size_t wanted = chain.keys.size();
+  CacheCounters& count = counters(chain.ns);
+  count.block_lookups += wanted;
+  ++count.request_lookups;
+  if (hits == wanted) {
+    match.end = LookupResult::kHit;
+    ++count.request_hits;
+  } else {
+    const Handle next = Find(chain.keys[hits]);
+    const bool follows = next != nullptr && (hits == 0 || next->parent == nullptr ||
+                                             next->parent == match.blocks.back());
+    match.end = follows ? Lookup(next->key) : LookupResult::kMiss;
+    if (match.end == LookupResult::kPending) ++count.block_pending;
+  }
+  for (auto it = match.blocks.rbegin(); it != match.blocks.rend(); ++it) {
+    const Handle& block = *it;
+    ++count.block_hits;
+    count.compute_saved += block->recompute_cost;
+    block->hit = true;
+    Pin(block);
+    Touch(block);
+  }
+  const auto tokens_in = [&chain](size_t blocks) {
+    return std::min<uint32_t>(blocks * chain.tokens_per_block, chain.tokens);
+  };
+  match.tokens = tokens_in(hits);
+  count.tokens_looked_up += tokens_in(wanted);
+  count.tokens_reused += match.tokens;
+  return match;
+}
+
+std::vector<absl::StatusOr<ReferenceCache::Handle>> ReferenceCache::GetMany(
+    NamespaceId ns, absl::Span<const Wanted> wanted) {
+  RemoveExpired();
+  CacheCounters& count = counters(ns);
+  std::vector<absl::StatusOr<Handle>> results;
+  for (const Wanted& want : wanted) {
+    const bool layer = want.part.has_value();
+    ++(layer ? count.layer_lookups : count.block_lookups);
+    const Handle block = Find(want.key);
+    if (block == nullptr) {
+      results.push_back(absl::NotFoundError(""));
+      continue;
+    }
+    if (layer && *want.part >= block->size.parts) {
+      results.push_back(absl::InvalidArgumentError(""));
+      continue;
+    }
+    if (layer ? !block->committed[*want.part] : block->state != State::kComplete) {
+      if (block->state == State::kWriting) {
+        ++(layer ? count.layer_pending : count.block_pending);
+        results.push_back(absl::UnavailableError(""));
+      } else {
+        results.push_back(absl::NotFoundError(""));
+      }
+      continue;
+    }
+    ++(layer ? count.layer_hits : count.block_hits);
+    count.compute_saved +=
+        layer ? block->recompute_cost / block->size.parts : block->recompute_cost;
+    block->hit = true;
+    Pin(block);
+    results.push_back(block);
+  }
+  for (auto it = results.rbegin(); it != results.rend(); ++it) {
+    if (it->ok()) Touch(**it);
+  }
+  return results;
+}
+
+// --- Room
+
+bool ReferenceCache::GoesBefore(const ReferenceBlock& a, const ReferenceBlock& b) const {
+  switch (options_.order) {
+    case Order::kLru:
+      return a.last_use < b.last_use;
+    case Order::kLfu:
+      return std::tie(a.uses, a.last_use) < std::tie(b.uses, b.last_use);
+    case Order::kTtl:
+      return std::tie(a.deadline, a.last_use) < std::tie(b.deadline, b.last_use);
+  }
+  return false;
+}
+
+ReferenceCache::Handle ReferenceCache::FirstVictim(const Handle& spared,
+                                                   absl::Span<const Handle> chosen) const {
+  const auto is_chosen = [chosen](const Handle& block) {
+    return std::find(chosen.begin(), chosen.end(), block) != chosen.end();
+  };
+  Handle first;
+  for (const auto& [key, block] : resident_) {
+    if (!block->visible() || block->pins > 0 || block == spared || is_chosen(block)) continue;
+    if (first != nullptr && !GoesBefore(*block, *first)) continue;
+    const std::vector<Handle> children = ChildrenOf(block);
+    if (std::all_of(children.begin(), children.end(), is_chosen)) first = block;
+  }
+  return first;
+}
+
+bool ReferenceCache::MakeRoom(size_t bytes, size_t blocks, size_t capacity, const Handle& spared) {
+  std::vector<Handle> victims;
+  size_t bytes_left = BytesInUse();
+  size_t blocks_left = resident_.size() + detached_.size();
+  while (bytes_left + bytes > capacity || blocks_left + blocks > options_.max_blocks) {
+    const Handle victim = FirstVictim(spared, victims);
+    if (victim == nullptr) return false;
+    victims.push_back(victim);
+    bytes_left -= Charge(*victim);
+    --blocks_left;
+  }
+  for (const Handle& victim : victims) Remove(victim, Why::kEvicted);
+  return true;
+}
+
+// --- Writing
+
+absl::StatusOr<ReferenceCache::Handle> ReferenceCache::Reserve(const BlockKey& key, BlockSize size,
+                                                               const PutOptions& options,
+                                                               bool resume) {
+  RemoveExpired();
+  if (size.bytes == 0 || size.parts == 0 || size.parts > kMostParts ||
+      size.bytes % size.parts != 0 ||
+      options.ttl.value_or(options_.default_ttl) <= absl::Duration() ||
+      options.recompute_cost < absl::Duration() || options.parent == key ||
+      static_cast<size_t>(options.ns) >= counters_.size()) {
+    return absl::InvalidArgumentError("");
+  }
+  const auto block = std::make_shared<ReferenceBlock>();
+  block->key = key;
+  block->ns = options.ns;
+  block->size = size;
+  block->ttl = options.ttl.value_or(options_.default_ttl);
+  block->recompute_cost = options.recompute_cost;
+  block->committed.resize(size.parts);
+  CacheCounters& count = counters(options.ns);
+  if (Charge(*block) > options_.capacity_bytes) {
+    ++count.rejected_too_large;
+    return absl::InvalidArgumentError("");
+  }
+  if (const Handle found = Find(key); found != nullptr) {
+    if (found->state == State::kComplete) {
+      Touch(found);
+      return absl::AlreadyExistsError("");
+    }
+    if (found->state == State::kWriting) return absl::UnavailableError("");
+    if (!resume) return absl::FailedPreconditionError("");
+    if (found->size.bytes != size.bytes || found->size.parts != size.parts) {
+      return absl::InvalidArgumentError("");
+    }
+    found->state = State::kWriting;
+    found->ttl = block->ttl;
+    Pin(found);
+    return found;
+  }
+  if (options.parent.has_value()) {
+    block->parent = Find(*options.parent);
+    if (block->parent == nullptr || block->parent->ns != options.ns) {
+      return absl::FailedPreconditionError("");
+    }
+  }
+  if (!MakeRoom(Charge(*block), 1, options_.capacity_bytes, block->parent)) {
+    ++count.rejected_pinned;
+    return absl::ResourceExhaustedError("");
+  }
+  resident_[key.bytes] = block;
+  Pin(block);
+  return block;
+}
+
+void ReferenceCache::MakeVisible(const Handle& block, State state) {
+  block->state = state;
+  block->deadline = std::min(options_.clock->Now() + block->ttl, DeadlineOf(block->parent));
+  for (const auto& [key, other] : resident_) {
+    for (Handle above = other->parent; above != nullptr; above = above->parent) {
+      if (above == block) other->deadline = std::min(other->deadline, block->deadline);
+    }
+  }
+  if (!block->was_visible) {
+    block->was_visible = true;
+    Touch(block);
+  }
+  if (state == State::kComplete) ++counters(block->ns).blocks_written;
+}
+
+void ReferenceCache::EndWrite(const Handle& block) {
+  const auto committed = std::count(block->committed.begin(), block->committed.end(), true);
+  if (committed == block->size.parts) {
+    MakeVisible(block, State::kComplete);
+  } else if (block->suspended && committed > 0) {
+    MakeVisible(block, State::kPartial);
+  } else {
+    Remove(block, Why::kAborted);
+  }
+}
+
+absl::Status ReferenceCache::CommitPart(const Handle& block, uint32_t part, bool succeeds) {
+  RemoveExpired();
+  if (part >= block->size.parts) return absl::InvalidArgumentError("");
+  if (block->state == State::kGone) return absl::AbortedError("");
+  if (block->committed[part]) return absl::FailedPreconditionError("");
+  if (succeeds) {
+    block->committed[part] = true;
+    counters(block->ns).bytes_written += block->size.bytes / block->size.parts;
+    const std::vector<bool>& committed = block->committed;
+    if (std::find(committed.begin(), committed.end(), false) == committed.end()) EndWrite(block);
+  } else if (block->suspended) {
+    ++counters(block->ns).failed_writes;
+  } else {
+    Remove(block, Why::kAborted);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ReferenceCache::Commit(const Handle& block) {
+  RemoveExpired();
+  const bool gone = block->state == State::kGone;
+  for (uint32_t part = 0; part < block->size.parts && !gone; ++part) {
+    if (!block->committed[part]) CommitPart(block, part).IgnoreError();
+  }
+  Release(block);
+  return gone ? absl::AbortedError("") : absl::OkStatus();
+}
+
+absl::Status ReferenceCache::Suspend(const Handle& block) {
+  RemoveExpired();
+  const bool gone = block->state == State::kGone;
+  if (block->state == State::kWriting) {
+    block->suspended = true;
+    EndWrite(block);
+  }
+  Release(block);
+  return gone ? absl::AbortedError("") : absl::OkStatus();
+}
+
+void ReferenceCache::Abort(const Handle& block) {
+  RemoveExpired();
+  if (block->state == State::kWriting) {
+    if (block->suspended) ++counters(block->ns).failed_writes;
+    EndWrite(block);
+  }
+  Release(block);
+}
+
+// --- Removing and upkeep
+
+bool ReferenceCache::Erase(const BlockKey& key) {
+  RemoveExpired();
+  const Handle block = Find(key);
+  if (block != nullptr) Remove(block, Why::kErased);
+  return block != nullptr;
+}
+
+size_t ReferenceCache::EraseNamespace(NamespaceId ns) {
+  RemoveExpired();
+  std::vector<Handle> erased;
+  for (const auto& [key, block] : resident_) {
+    if (block->ns == ns) erased.push_back(block);
+  }
+  for (const Handle& block : erased) Remove(block, Why::kErased);
+  return erased.size();
+}
+
+absl::StatusOr<size_t> ReferenceCache::Extend(const Chain& chain, absl::Duration ttl) {
+  RemoveExpired();
+  if (ttl <= absl::ZeroDuration()) return absl::InvalidArgumentError("");
+  const std::vector<Handle> blocks = LeadingBlocks(chain);
+  for (const Handle& block : blocks) {
+    const absl::Time deadline = std::min(options_.clock->Now() + ttl, DeadlineOf(block->parent));
+    block->deadline = std::max(block->deadline, deadline);
+  }
+  return blocks.size();
+}
+
+absl::Status ReferenceCache::Resize(size_t capacity_bytes) {
+  RemoveExpired();
+  if (capacity_bytes < options_.alignment || capacity_bytes > options_.backend_capacity_bytes) {
+    return absl::InvalidArgumentError("");
+  }
+  if (!MakeRoom(0, 0, capacity_bytes, nullptr)) return absl::ResourceExhaustedError("");
+  options_.capacity_bytes = capacity_bytes;
+  return absl::OkStatus();
+}
+
+CacheStats ReferenceCache::stats() {
+  RemoveExpired();
+  CacheStats stats;
+  stats.capacity_bytes = options_.capacity_bytes;
+  stats.max_blocks = options_.max_blocks;
+  stats.namespaces.resize(counters_.size());
+  const auto count = [&](const ReferenceBlock& block) {
+    CacheUsage& usage = stats.namespaces[static_cast<size_t>(block.ns)].usage;
+    usage.bytes_in_use += Charge(block);
+    if (block.state == State::kGone) {
+      usage.bytes_detached += Charge(block);
+    } else {
+      ++usage.blocks;
+      if (block.state == State::kComplete) ++usage.blocks_complete;
+    }
+    stats.leases += block.pins;
+    if (block.pins > 0) {
+      stats.oldest_lease = std::max(stats.oldest_lease, options_.clock->Now() - block.pinned_since);
+    }
+  };
+  for (const auto& [key, block] : resident_) count(*block);
+  for (const Handle& block : detached_) count(*block);
+  for (size_t i = 0; i < counters_.size(); ++i) {
+    stats.namespaces[i].counters = counters_[i];
+    stats.counters += counters_[i];
+    stats.usage += stats.namespaces[i].usage;
+  }
+  return stats;
+}
+
+}  // namespace kvcache
