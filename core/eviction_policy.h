@@ -46,12 +46,12 @@ struct VictimResult {
   Slot slot = kNoSlot;
 };
 
-// An order over slots, from the first victim to the last. A policy never sees bytes and never decides
-// alone: the cache skips blocks that may not go (leased, or with children) by parking them.
+// An order over slots, from the first victim to the last. A policy never sees bytes and never
+// decides alone: the cache skips blocks that may not go (leased, or with children) by parking them.
 //
 // A slot is *ordered* (offered by Victim), *parked* (known, not offered) or unknown. Admit makes it
-// ordered, Remove unknown. The cache calls everything under its lock: a policy needs no lock, must not
-// call the cache, and does each call in O(1) amortised, O(log n) where its header says so. It
+// ordered, Remove unknown. The cache calls everything under its lock: a policy needs no lock, must
+// not call the cache, and does each call in O(1) amortised, O(log n) where its header says so. It
 // allocates only in SetLimits.
 class EvictionPolicy {
  public:
@@ -77,9 +77,9 @@ class EvictionPolicy {
   // without bytes nobody does (the cache shrinks), and there is nothing to refuse.
   virtual VictimResult Victim(const EntryInfo& incoming) = 0;
 
-  // Takes an ordered slot out of the order and puts it back at the place that it would have had, had
-  // it never left; so parking some victims and unparking them again, in any order, changes nothing.
-  // REQUIRES: to park, slot is ordered; to unpark, it is parked.
+  // Takes an ordered slot out of the order and puts it back at the place that it would have had,
+  // had it never left; so parking some victims and unparking them again, in any order, changes
+  // nothing. REQUIRES: to park, slot is ordered; to unpark, it is parked.
   virtual void Park(Slot slot) = 0;
   virtual void Unpark(Slot slot) = 0;
 

@@ -73,7 +73,9 @@ class ReadLease {
 
 // The right to write a block that nobody sees yet. Fill it, by data() or by Write(), and commit it;
 // a part is readable by GetPart() from its commit on and never changes again, the block by
-// everything once all of its parts are committed. One lease at a time exists for a key.
+// everything once all of its parts are committed. What is committed must have been written: wait
+// for the transfer of a Write() first, or give it to CommitAfter(). A key has one write lease at a
+// time.
 //
 // Dropping it without Commit() or Suspend() aborts: the block leaves nothing behind, except that a
 // partial block that was resumed stays partial, with the parts that are committed.

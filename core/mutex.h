@@ -1,8 +1,8 @@
 // Annotated wrappers over std::mutex and std::condition_variable.
 //
 // They exist because the thread sanitizer understands std::mutex in every build of the standard
-// library, and because its uncontended lock is a few nanoseconds. clang's -Wthread-safety checks the
-// annotations.
+// library, and because its uncontended lock is a few nanoseconds. clang's -Wthread-safety checks
+// the annotations.
 #ifndef KVCACHE_CORE_MUTEX_H_
 #define KVCACHE_CORE_MUTEX_H_
 

@@ -12,13 +12,14 @@
 
 namespace kvcache {
 
-// Events since the cache was made; they only grow. Every lookup is counted once, as a hit, as pending
-// (somebody is writing it) or as a miss, and under the name of what was asked for.
+// Events since the cache was made; they only grow. Every lookup is counted once, as a hit, as
+// pending (somebody is writing it) or as a miss, and under the name of what was asked for.
 struct CacheCounters {
   // Match: one request each. A request hits when all of its blocks were there.
   uint64_t request_lookups = 0;
   uint64_t request_hits = 0;
-  // Get, GetMany, ReadInto, and each block of a Match; blocks behind the first one missing are misses.
+  // Get, GetMany, ReadInto, and each block of a Match; blocks behind the first one missing are
+  // misses.
   uint64_t block_lookups = 0;
   uint64_t block_hits = 0;
   uint64_t block_pending = 0;
@@ -77,7 +78,7 @@ struct CacheStats {
   size_t capacity_bytes = 0;
   size_t peak_bytes = 0;  // highest bytes_in_use
   size_t max_blocks = 0;
-  size_t leases = 0;           // pins, by leases and by transfers
+  size_t leases = 0;            // pins, by leases and by transfers
   absl::Duration oldest_lease;  // zero without leases
   std::string backend;
   std::string policy;

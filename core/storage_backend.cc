@@ -8,8 +8,8 @@ namespace {
 template <typename Op, typename Pieces>
 absl::Status Validate(const char* side, const Extent& extent, const Op& op, const Pieces& pieces) {
   if (op.offset > extent.size) {
-    return absl::InvalidArgumentError(absl::StrCat(side, ": offset ", op.offset,
-                                                   " is behind an extent of ", extent.size, " bytes"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        side, ": offset ", op.offset, " is behind an extent of ", extent.size, " bytes"));
   }
   size_t room = extent.size - op.offset;
   for (const auto& piece : pieces) {

@@ -22,7 +22,9 @@ void ComputeKv(size_t block, std::byte* data, size_t bytes) {
   ++computed;
 }
 
-void Attend(const std::byte* data, size_t bytes) { attended += data[bytes - 1] == std::byte(attended); }
+void Attend(const std::byte* data, size_t bytes) {
+  attended += data[bytes - 1] == std::byte(attended);
+}
 
 absl::Status Run(absl::Span<const int32_t> tokens) {
   // clang-format off

@@ -11,8 +11,8 @@ namespace {
 int attended = 0;
 
 void Attend(const kvcache::KvTensor& k, const kvcache::KvTensor& v) {
-  attended += static_cast<const float*>(k.data)[0] == 1.0f &&
-              static_cast<const float*>(v.data)[0] == 2.0f;
+  attended +=
+      static_cast<const float*>(k.data)[0] == 1.0f && static_cast<const float*>(v.data)[0] == 2.0f;
 }
 
 absl::Status Run(const float* k_data, const float* v_data) {
