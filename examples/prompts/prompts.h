@@ -23,7 +23,7 @@ std::vector<Prompt> DocumentPrompts();
 // Five tasks of one agent with 10 steps each. Every text begins with AgentPreamble().
 std::vector<Prompt> AgentPrompts();
 
-// The instructions and the tool list that the agent's tasks share: about 390 tokens.
+// The instructions and the tool list that the agent's tasks share: about 415 tokens.
 absl::string_view AgentPreamble();
 
 }  // namespace kvcache::examples
