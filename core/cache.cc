@@ -59,8 +59,10 @@ absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options
     return absl::InvalidArgumentError(absl::StrCat(
         "default_ttl: ", absl::FormatDuration(options.default_ttl), ", expected more than 0"));
   }
+  // More blocks than units of the backend can never be there.
+  const size_t slots = std::min(max_blocks, traits.capacity_bytes / traits.alignment);
   return absl::WrapUnique(
-      new Cache(std::move(backend), std::move(policy), options, capacity, max_blocks));
+      new Cache(std::move(backend), std::move(policy), options, capacity, slots));
 }
 
 Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPolicy> policy,

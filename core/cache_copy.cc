@@ -25,7 +25,13 @@ template <typename Pieces>
 absl::Status CheckSizes(absl::string_view name, const Pieces& pieces, size_t expected) {
   size_t bytes = 0;
   bool overflow = false;
-  for (const auto& piece : pieces) overflow |= __builtin_add_overflow(bytes, piece.size(), &bytes);
+  for (const auto& piece : pieces) {
+    if (piece.data() == nullptr && !piece.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, ": null data with a size of ", piece.size(), " bytes"));
+    }
+    overflow |= __builtin_add_overflow(bytes, piece.size(), &bytes);
+  }
   if (!overflow && bytes == expected) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(
       name, ": ", overflow ? "too many" : absl::StrCat(bytes), " bytes, expected ", expected));

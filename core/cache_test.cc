@@ -368,6 +368,8 @@ TEST_F(CacheTest, RefusesBadArgumentsByName) {
   const std::vector<std::byte> content = Content(1);
   EXPECT_EQ(cache_->Put(Key(1), {kBlock + 64, 1}, {ConstBytes(content)}).message(),
             "source: 1024 bytes, expected 1088");
+  EXPECT_EQ(cache_->Put(Key(1), {kBlock, 1}, {ConstBytes(nullptr, kBlock)}).message(),
+            "source: null data with a size of 1024 bytes");
   EXPECT_EQ(cache_->Get(NamespaceId{7}, Key(1)).status().code(),
             absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(usage().blocks, 0);

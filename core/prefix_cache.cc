@@ -308,4 +308,11 @@ bool PrefixCache::Evict(const Prefix& prefix) {
   return cache_->Erase(*key);
 }
 
+// Waits for the writers: one that copies the layers of an old entry would bring them back.
+void PrefixCache::Clear() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+  for (Mutex& writer : writers_) writer.Lock();
+  cache_->Clear();
+  for (Mutex& writer : writers_) writer.Unlock();
+}
+
 }  // namespace kvcache

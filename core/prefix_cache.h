@@ -162,7 +162,7 @@ class PrefixCache {
 
   // Forgets a prefix. Returns whether anything of it was there.
   bool Evict(const Prefix& prefix);
-  void Clear() { cache_->Clear(); }
+  void Clear();
 
   uint32_t layers() const { return options_.layers; }
   // Reads of all layers are block lookups, reads of one are layer lookups.
