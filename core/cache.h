@@ -134,7 +134,8 @@ class Cache {
   // Reserves the blocks of a chain, each the child of the one before; the first the child of
   // options.parent. Result i is that of keys[i]; a block that exists does not stop it, any other
   // refusal does. Returns the number of results written: chain.keys.size(), or the index of the
-  // refusal plus 1. chain.ns counts, not options.ns. REQUIRES: as many results as keys.
+  // refusal plus 1. chain.ns counts, not options.ns. All blocks have this size: a
+  // short last one needs a Reserve() of its own. REQUIRES: as many results as keys.
   size_t ReserveMany(const Chain& chain, BlockSize size, const PutOptions& options,
                      absl::Span<absl::StatusOr<WriteLease>> results);
 
@@ -151,7 +152,8 @@ class Cache {
 
   // --- Removing. Leased bytes stay until the last lease goes; writers learn of it by kAborted.
 
-  // Erases a block and what descends from it. Returns whether it was there.
+  // Erases a block and what descends from it; Match misses all of it at once, Get may still find a
+  // descendant until the call returns. Returns whether it was there.
   bool Erase(const BlockKey& key);
   // All blocks of a namespace, or of all; everybody misses all of them at once. Returns how many.
   size_t EraseNamespace(NamespaceId ns);
@@ -168,7 +170,7 @@ class Cache {
   // its capacity; kResourceExhausted, with nothing evicted, when leased blocks do not fit.
   absl::Status Resize(size_t capacity_bytes);
 
-  // Removes what has expired and waits for all copies under way.
+  // Removes what has expired and waits until no copy is under way.
   void Drain();
 
   CacheStats stats() const;

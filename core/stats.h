@@ -72,7 +72,7 @@ struct NamespaceStats {
 
 struct CacheStats {
   CacheCounters counters;  // sum over the namespaces
-  CacheUsage usage;        // sum over the namespaces
+  CacheUsage usage;        // sum over the namespaces; bytes_in_use also what is being freed
   std::vector<NamespaceStats> namespaces;
 
   size_t capacity_bytes = 0;
