@@ -75,7 +75,7 @@ enum class LookupResult {
 // The leading blocks of a chain, pinned.
 struct PrefixMatch {
   std::vector<ReadLease> blocks;
-  uint32_t tokens = 0;  // in them
+  uint32_t tokens = 0;  // in them; 0 when the chain does not say its tokens
   // What follows the last of them: kHit when nothing does.
   LookupResult end = LookupResult::kMiss;
 };

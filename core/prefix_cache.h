@@ -138,6 +138,7 @@ class PrefixCache {
   //                        data; another dtype or shape than before, which the message shows both
   //                        of; K and V that differ; more bytes than the cache has
   //   kResourceExhausted   what would have to go is being read
+  //   kFailedPrecondition  a layer is to be replaced and the backend stores no bytes to copy
   absl::Status CacheKv(const Prefix& prefix, uint32_t layer, const KvTensor& k, const KvTensor& v,
                        const PrefixPutOptions& options = {});
 
