@@ -261,17 +261,25 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
     numbers.push_back(i);
   }
   Transfer copied = backend_->Read(copies, stream);
+  const bool all_found = copies.size() == requests.size();
+  // An op of a result with misses ends when its pin has gone.
+  std::shared_ptr<std::vector<std::shared_ptr<void>>> pins;
   if (!copied.Done()) {
-    for (uint32_t i : numbers) copied.Keep(PinForCopy(leases[i].slot_));
+    pins = std::make_shared<std::vector<std::shared_ptr<void>>>(requests.size());
+    for (uint32_t i : numbers) (*pins)[i] = PinForCopy(leases[i].slot_);
+    if (all_found) copied.Keep(std::move(pins));
   }
   Release(absl::MakeSpan(leases));
-  if (copies.size() == requests.size()) return copied;
+  if (all_found) return copied;
   if (copied.Done()) {
     for (size_t op = 0; op < numbers.size(); ++op) results[numbers[op]] = copied.result(op);
     return Transfer::Completed(std::vector<absl::Status>(results.begin(), results.end()));
   }
   return Renumbered(std::move(copied), numbers, parts, results,
-                    [](uint32_t, const absl::Status& status) { return status; });
+                    [pins](uint32_t i, const absl::Status& status) {
+                      (*pins)[i].reset();
+                      return status;
+                    });
 }
 
 absl::Status Cache::Put(const BlockKey& key, BlockSize size, absl::Span<const ConstBytes> source,

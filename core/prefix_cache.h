@@ -203,7 +203,9 @@ class PrefixCache {
 
   // Lock order: first_put_, a writer's, format_mu_.
   Mutex first_put_;
-  std::array<Mutex, 64> writers_;  // one writer at a time for a key
+  // One writer at a time for a key. Clear() holds all of them: fewer than the 64 locks that the
+  // thread sanitizer can follow.
+  std::array<Mutex, 32> writers_;
   mutable Mutex format_mu_;
   std::optional<Format> format_ ABSL_GUARDED_BY(format_mu_);
 };
