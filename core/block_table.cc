@@ -32,22 +32,22 @@ EntryInfo BlockTable::InfoOf(const Block& b) const {
           .bytes = b.bytes,
           .parent = b.parent,
           .depth = b.depth,
-          .chain_blocks = b.chain_blocks,
-          .priority = b.priority,
+          .chain_blocks = WriteOf(b).chain_blocks,
+          .priority = WriteOf(b).priority,
           .recompute_cost = b.recompute_cost,
-          .deadline = b.deadline};
+          .deadline = ToTime(b.deadline)};
 }
 
 // A block that is being written lives as long as its parent.
-absl::Time BlockTable::DeadlineOfParent(const Block& b) const {
+Nanos BlockTable::DeadlineOfParent(const Block& b) const {
   Slot above = b.parent;
   while (above != kNoSlot && block(above).state == Block::State::kWriting) {
     above = block(above).parent;
   }
-  return above == kNoSlot ? absl::InfiniteFuture() : block(above).deadline;
+  return above == kNoSlot ? kNever : block(above).deadline;
 }
 
-bool BlockTable::Lives(const Block& b, absl::Time now) const {
+bool BlockTable::Lives(const Block& b, Nanos now) const {
   if (b.epoch != record(b).epoch) return false;
   if (b.parent != kNoSlot && block(b.parent).state == Block::State::kRemoved) return false;
   return now < (b.visible() ? b.deadline : DeadlineOfParent(b));
@@ -61,42 +61,43 @@ RemoveReason BlockTable::WhyDead(const Block& b) const {
   return RemoveReason::kExpired;
 }
 
-Slot BlockTable::Find(const BlockKey& key, absl::Time now) const {
+Slot BlockTable::Find(const BlockKey& key, Nanos now) const {
   const auto it = index_.find(key);
   return it != index_.end() && Lives(block(*it), now) ? *it : kNoSlot;
 }
 
-Slot BlockTable::FindOrRemove(const BlockKey& key, absl::Time now, Removed* removed) {
+Slot BlockTable::FindOrRemove(const BlockKey& key, Nanos now, Removed* removed) {
   const auto it = index_.find(key);
-  if (it == index_.end()) return kNoSlot;
-  const Slot slot = *it;
-  if (Lives(block(slot), now)) return slot;
-  Unlink(slot, WhyDead(block(slot)), removed);
+  return it == index_.end() ? kNoSlot : LiveOrRemove(*it, now, removed);
+}
+
+void BlockTable::FindAny(absl::Span<const BlockKey> keys, Slot* slots) const {
+  for (const BlockKey& key : keys) index_.prefetch(key);
+  for (const BlockKey& key : keys) {
+    const auto it = index_.find(key);
+    *slots++ = it == index_.end() ? kNoSlot : *it;
+  }
+}
+
+Slot BlockTable::Live(Slot found, Nanos now) const {
+  return found != kNoSlot && block(found).indexed && Lives(block(found), now) ? found : kNoSlot;
+}
+
+Slot BlockTable::LiveOrRemove(Slot found, Nanos now, Removed* removed) {
+  // One of the same batch may have removed it.
+  if (found == kNoSlot || !block(found).indexed) return kNoSlot;
+  if (Lives(block(found), now)) return found;
+  Unlink(found, WhyDead(block(found)), removed);
   return kNoSlot;
 }
 
 // --- Pins and touches
 
-void BlockTable::Pin(Slot slot, absl::Time now) {
-  Block& b = block(slot);
-  ++pins_;
-  if (b.pins++ > 0) return;
-  b.pinned_since = now;
-  b.previous_pinned = latest_pinned_;
-  (latest_pinned_ == kNoSlot ? longest_pinned_ : block(latest_pinned_).next_pinned) = slot;
-  latest_pinned_ = slot;
-}
+void BlockTable::Pin(Slot slot, Nanos now) { pins_.Pin(&block(slot).pin, now); }
 
 void BlockTable::Unpin(Slot slot, Removed* removed) {
   Block& b = block(slot);
-  KVCACHE_CHECK(b.pins > 0, "slot ", slot, " is not pinned");
-  --pins_;
-  if (--b.pins > 0) return;
-  (b.previous_pinned == kNoSlot ? longest_pinned_ : block(b.previous_pinned).next_pinned) =
-      b.next_pinned;
-  (b.next_pinned == kNoSlot ? latest_pinned_ : block(b.next_pinned).previous_pinned) =
-      b.previous_pinned;
-  b.previous_pinned = b.next_pinned = kNoSlot;
+  if (!pins_.Unpin(&b.pin)) return;
   if (b.state == Block::State::kRemoved) {
     record(b).usage.bytes_detached -= Charge(b.bytes);
     GiveUpExtent(b, removed);
@@ -107,14 +108,18 @@ void BlockTable::Unpin(Slot slot, Removed* removed) {
 }
 
 void BlockTable::Touch(absl::Span<const Slot> slots, const Run& run) {
-  absl::InlinedVector<Slot, 256> known;
+  size_t known = 0;
   for (Slot slot : slots) {
     Block& b = block(slot);
-    if (!b.admitted) continue;
-    b.parked = false;
-    known.push_back(slot);
+    if (b.admitted) b.parked = false;
+    known += b.admitted;
   }
-  if (!known.empty()) policy_.Touch(known, run);
+  if (known == slots.size()) return policy_.Touch(slots, run);
+  absl::InlinedVector<Slot, kBlocksPerLock> admitted;
+  for (Slot slot : slots) {
+    if (block(slot).admitted) admitted.push_back(slot);
+  }
+  if (!admitted.empty()) policy_.Touch(admitted, run);
 }
 
 void BlockTable::UnparkIfEvictable(Slot slot) {
@@ -203,7 +208,7 @@ bool BlockTable::Fits(size_t charge, size_t victim_bytes, const Removed& removed
   return charged_ + charge <= limit_ + removed.bytes + victim_bytes;
 }
 
-void BlockTable::RemoveExpiredFor(size_t bytes, absl::Time now, Removed* removed) {
+void BlockTable::RemoveExpiredFor(size_t bytes, Nanos now, Removed* removed) {
   for (bool more = true; more && !(Fits(Charge(bytes), 0, *removed) && HasSlot());) {
     more = RemoveExpired(1, now, removed);
     RemoveRetired(kBlocksPerLock, removed);  // what still has children holds a slot
@@ -239,7 +244,7 @@ size_t BlockTable::EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed
   return bytes;
 }
 
-bool BlockTable::Shrink(size_t capacity, absl::Time now, Removed* removed) {
+bool BlockTable::Shrink(size_t capacity, Nanos now, Removed* removed) {
   const auto enough = [&](size_t, size_t victim_bytes) {
     return charged_ <= capacity + removed->bytes + victim_bytes;
   };
@@ -279,7 +284,8 @@ Slot BlockTable::TakeSlot() {
 
 void BlockTable::FreeSlotIfUnused(Slot slot) {
   Block& b = block(slot);
-  if (b.state != Block::State::kRemoved || b.pins > 0 || b.retired) return;
+  if (b.state != Block::State::kRemoved || b.pinned() || b.retired) return;
+  EndWrite(b);
   b = Block();
   b.next_sibling = free_slot_;
   free_slot_ = slot;
@@ -318,7 +324,7 @@ void BlockTable::Unlink(Slot slot, RemoveReason reason, Removed* removed) {
   KVCACHE_CHECK(b.state != Block::State::kFree && b.state != Block::State::kRemoved, "slot ", slot,
                 " is not in the table");
   NamespaceRecord& ns = record(b);
-  const bool was_refused = b.extent.size == 0;
+  const bool was_refused = !b.has_extent;
   if (!was_refused) CountRemoval(b, reason);
   if (b.indexed) {
     index_.erase(slot);
@@ -339,7 +345,7 @@ void BlockTable::Unlink(Slot slot, RemoveReason reason, Removed* removed) {
     retired_ = slot;
     removed->more = true;
   }
-  if (b.pins > 0) {
+  if (b.pinned()) {
     ns.usage.bytes_detached += Charge(b.bytes);
   } else {
     GiveUpExtent(b, removed);
@@ -348,11 +354,13 @@ void BlockTable::Unlink(Slot slot, RemoveReason reason, Removed* removed) {
 }
 
 void BlockTable::GiveUpExtent(Block& b, Removed* removed) {
-  const size_t charge = Charge(std::exchange(b.bytes, 0));
+  const size_t charge = Charge(b.bytes);
+  if (b.has_extent) removed->extents.push_back({b.offset, charge, b.extent_node});
+  b.has_extent = false;
+  b.bytes = 0;
   record(b).usage.bytes_in_use -= charge;
   being_freed_ += charge;
   removed->bytes += charge;
-  if (b.extent.size > 0) removed->extents.push_back(std::exchange(b.extent, {}));
 }
 
 void BlockTable::RemoveRetired(size_t steps, Removed* removed) {
@@ -391,7 +399,7 @@ bool BlockTable::ContinueErase(NamespaceId id, size_t steps, Removed* removed) {
   return false;
 }
 
-bool BlockTable::RemoveExpired(size_t steps, absl::Time now, Removed* removed) {
+bool BlockTable::RemoveExpired(size_t steps, Nanos now, Removed* removed) {
   while (!deadlines_.empty() && deadlines_.top_rank() <= now) {
     if (steps-- == 0) return true;
     Unlink(deadlines_.top(), RemoveReason::kExpired, removed);
@@ -399,20 +407,22 @@ bool BlockTable::RemoveExpired(size_t steps, absl::Time now, Removed* removed) {
   return false;
 }
 
-CacheStats BlockTable::Stats(absl::Time now) const {
+CacheStats BlockTable::Stats(Nanos now) const {
   CacheStats stats;
   for (size_t id = 0; id < namespaces_.size(); ++id) {
     const NamespaceRecord& ns = namespaces_[id];
-    stats.namespaces.push_back({static_cast<uint32_t>(id), ns.model, ns.counters, ns.usage});
-    stats.counters += ns.counters;
+    CacheCounters counters = ns.counters;
+    counters.compute_saved = absl::Seconds(ns.compute_saved);
+    stats.namespaces.push_back({static_cast<uint32_t>(id), ns.model, counters, ns.usage});
+    stats.counters += counters;
     stats.usage += ns.usage;
   }
   stats.usage.bytes_in_use = charged_;
   stats.capacity_bytes = capacity_;
   stats.peak_bytes = peak_;
   stats.max_blocks = max_blocks_;
-  stats.leases = pins_;
-  if (longest_pinned_ != kNoSlot) stats.oldest_lease = now - block(longest_pinned_).pinned_since;
+  stats.leases = pins();
+  if (pins() > 0) stats.oldest_lease = absl::Nanoseconds(now - pins_.oldest());
   return stats;
 }
 

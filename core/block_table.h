@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,10 +15,12 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "kvcache/core/block.h"
 #include "kvcache/core/block_key.h"
 #include "kvcache/core/cache_types.h"
 #include "kvcache/core/eviction_policy.h"
 #include "kvcache/core/extent.h"
+#include "kvcache/core/pin_list.h"
 #include "kvcache/core/slot.h"
 #include "kvcache/core/slot_heap.h"
 #include "kvcache/core/stats.h"
@@ -27,59 +30,6 @@ namespace kvcache::internal {
 // What is done to blocks in one hold of the lock, at most.
 inline constexpr size_t kBlocksPerLock = 256;
 
-// The progress of a block that is not complete. A part is claimed when it was given to a commit,
-// and committed when that has succeeded.
-struct BlockWrite {
-  absl::Duration ttl;
-  std::vector<bool> claimed;
-  std::vector<bool> committed;
-  uint32_t committed_parts = 0;
-  uint32_t copies = 0;       // under way into it, and commits that wait for one
-  bool leased = true;        // the WriteLease has not ended
-  bool keep = false;         // ends as a partial block rather than as none
-  bool replacement = false;  // enters the index when the write ends
-};
-
-struct Block {
-  // kRemoved: no key reaches it; it waits for its last pin, or for its children to be removed.
-  enum class State : uint8_t { kFree, kWriting, kPartial, kComplete, kRemoved };
-
-  BlockKey key;
-  Extent extent;  // size 0: has none (yet)
-  size_t bytes = 0;
-  absl::Time deadline = absl::InfiniteFuture();
-  absl::Time pinned_since;
-  double recompute_cost = 0;          // seconds
-  std::unique_ptr<BlockWrite> write;  // while kWriting or kPartial
-  // The tree of prompts. Children without a parent hang below their namespace.
-  Slot parent = kNoSlot;
-  Slot first_child = kNoSlot;
-  Slot previous_sibling = kNoSlot;
-  Slot next_sibling = kNoSlot;  // of a removed block: the next one with children to remove
-  uint32_t children = 0;        // without those that were chosen as victims
-  // All pinned blocks, from the longest pinned on.
-  Slot previous_pinned = kNoSlot;
-  Slot next_pinned = kNoSlot;
-  uint32_t pins = 0;
-  uint32_t depth = 0;
-  uint32_t chain_blocks = 0;
-  uint32_t epoch = 0;
-  NamespaceId ns = NamespaceId::kDefault;
-  uint16_t parts = 0;
-  uint16_t priority = 0;
-  State state = State::kFree;
-  RemoveReason reason = RemoveReason::kErased;  // of a removed block
-  bool indexed = false;
-  bool admitted = false;  // the policy knows it
-  bool parked = false;    // ... and does not offer it
-  bool chosen = false;    // as a victim, by the call under way
-  bool reused = false;    // was hit
-  bool retired = false;   // among those with children to remove
-
-  size_t part_bytes() const { return bytes / parts; }
-  bool visible() const { return state == State::kPartial || state == State::kComplete; }
-};
-
 // Extents that no block has any more, for the cache to free without its lock and then to settle by
 // BlockTable::Freed().
 struct Removed {
@@ -87,6 +37,8 @@ struct Removed {
   size_t bytes = 0;   // of all of them, as charged to the budget
   size_t reused = 0;  // among them: charged to the newcomer that they made room for already
   bool more = false;  // RemoveRetired() has something to do
+
+  bool empty() const { return bytes == 0 && !more; }
 };
 
 // Blocks by key and by slot, their tree, their pins, their deadlines, the eviction order and the
@@ -96,7 +48,7 @@ struct Removed {
 // A block becomes visible in MakeVisible() and invisible in Unlink(), and nowhere else.
 class BlockTable {
  public:
-  // Bytes are charged to the budget in multiples of `alignment`.
+  // Bytes are charged to the budget in multiples of `alignment`, a power of two.
   BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks, EvictionPolicy& policy);
 
   // --- Namespaces. Those that take an id abort unless it is known.
@@ -104,6 +56,9 @@ class BlockTable {
   size_t namespaces() const { return namespaces_.size(); }
   bool Knows(NamespaceId ns) const { return static_cast<size_t>(ns) < namespaces_.size(); }
   CacheCounters& counters(NamespaceId ns) { return namespaces_[static_cast<size_t>(ns)].counters; }
+  void CountSaved(NamespaceId ns, double seconds) {
+    namespaces_[static_cast<size_t>(ns)].compute_saved += seconds;
+  }
 
   // --- Finding
   Block& block(Slot slot) { return chunks_[slot / kBlocksPerChunk][slot % kBlocksPerChunk]; }
@@ -111,9 +66,16 @@ class BlockTable {
     return chunks_[slot / kBlocksPerChunk][slot % kBlocksPerChunk];
   }
   // The block of a key if it lives, else kNoSlot.
-  Slot Find(const BlockKey& key, absl::Time now) const;
+  Slot Find(const BlockKey& key, Nanos now) const;
   // The same, but removes it when it does not live any more.
-  Slot FindOrRemove(const BlockKey& key, absl::Time now, Removed* removed);
+  Slot FindOrRemove(const BlockKey& key, Nanos now, Removed* removed);
+  // FindOrRemove() in two steps, for many keys: the first only looks them up, so that the
+  // processor waits for all of their memory at once; the second says for each result whether it
+  // lives. In between no slot may be taken. REQUIRES: keys.size() <= kKeysPerFind.
+  static constexpr size_t kKeysPerFind = 16;
+  void FindAny(absl::Span<const BlockKey> keys, Slot* slots) const;
+  Slot LiveOrRemove(Slot found, Nanos now, Removed* removed);
+  Slot Live(Slot found, Nanos now) const;
   // Whether a block may come after `previous` in a chain: it has no parent, or that one. Any block
   // may be the first, after kNoSlot.
   bool Follows(Slot slot, Slot previous) const {
@@ -122,7 +84,7 @@ class BlockTable {
   }
 
   // --- Pins and touches
-  void Pin(Slot slot, absl::Time now);
+  void Pin(Slot slot, Nanos now);
   void Unpin(Slot slot, Removed* removed);
   // Blocks that the policy does not know are left out.
   void Touch(absl::Span<const Slot> slots, const Run& run);
@@ -130,31 +92,41 @@ class BlockTable {
   // --- Writing
   enum class Room { kMade, kNothingToEvict, kRefusedByPolicy };
   // Removes what has expired until a block of these bytes fits. Any slot may go.
-  void RemoveExpiredFor(size_t bytes, absl::Time now, Removed* removed);
+  void RemoveExpiredFor(size_t bytes, Nanos now, Removed* removed);
   // Makes room for a block of these bytes, and a slot for it, by evicting; evicts nothing if that
   // does not suffice. On kMade the room is charged already and Insert() must follow.
   Room MakeRoom(size_t bytes, Slot parent, const EntryInfo& incoming, Removed* removed);
   // Evicts one more block of up to `max_bytes`; returns its bytes, or 0.
   size_t EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed* removed);
-  // A block in kWriting, pinned. It has no extent yet.
+  // A block in kWriting, pinned. It has no extent yet, unless one of the victims left one that fits
+  // exactly: that is taken out of `removed` again.
   Slot Insert(const BlockKey& key, BlockSize size, const PutOptions& options, Slot parent,
-              absl::Duration ttl, bool replacement, absl::Time now);
+              absl::Duration ttl, bool replacement, Nanos now, Removed* removed);
+  void SetExtent(Slot slot, const Extent& extent);
+  // Its extent, of size 0 while it has none.
+  Extent ExtentOf(Slot slot) const {
+    const Block& b = block(slot);
+    return b.has_extent ? Extent{b.offset, Charge(b.bytes), b.extent_node} : Extent();
+  }
+  // REQUIRES: the block is being written, or partial.
+  BlockWrite& WriteOf(const Block& b) { return writes_[b.write]; }
+  const BlockWrite& WriteOf(const Block& b) const { return writes_[b.write]; }
   // Lets a partial block be written on; pins it.
-  void Resume(Slot slot, absl::Duration ttl, absl::Time now);
+  void Resume(Slot slot, absl::Duration ttl, Nanos now);
 
   // See WriteLease. ClaimPart comes first and checks; then either FinishPart, or AwaitCopy and
   // later FinishCopy. A block with copies does not become partial.
   bool Committed(Slot slot, uint32_t part) const;
   bool Claimed(Slot slot, uint32_t part) const;
-  absl::Status ClaimPart(Slot slot, uint32_t part, absl::Time now, Removed* removed);
-  void FinishPart(Slot slot, uint32_t part, bool succeeded, absl::Time now, Removed* removed);
+  absl::Status ClaimPart(Slot slot, uint32_t part, Nanos now, Removed* removed);
+  void FinishPart(Slot slot, uint32_t part, bool succeeded, Nanos now, Removed* removed);
   void AwaitCopy(Slot slot);
   // A copy into a part that is not committed by it.
-  void EndCopy(Slot slot, absl::Time now, Removed* removed);
-  void FinishCopy(Slot slot, uint32_t part, bool succeeded, absl::Time now, Removed* removed);
-  absl::Status CommitRest(Slot slot, absl::Time now, Removed* removed);
-  absl::Status Suspend(Slot slot, absl::Time now, Removed* removed);
-  void Abort(Slot slot, absl::Time now, Removed* removed);
+  void EndCopy(Slot slot, Nanos now, Removed* removed);
+  void FinishCopy(Slot slot, uint32_t part, bool succeeded, Nanos now, Removed* removed);
+  absl::Status CommitRest(Slot slot, Nanos now, Removed* removed);
+  absl::Status Suspend(Slot slot, Nanos now, Removed* removed);
+  void Abort(Slot slot, Nanos now, Removed* removed);
 
   // --- Removing
   // Makes a block unreachable, whatever its state. What hangs below it follows in RemoveRetired().
@@ -166,27 +138,28 @@ class BlockTable {
   // Removes up to `steps` of them; false when there are no more.
   bool ContinueErase(NamespaceId ns, size_t steps, Removed* removed);
   // Removes up to `steps` blocks that have expired; false when there are no more.
-  bool RemoveExpired(size_t steps, absl::Time now, Removed* removed);
+  bool RemoveExpired(size_t steps, Nanos now, Removed* removed);
 
   // --- Deadlines and budget
-  void Extend(Slot slot, absl::Time deadline);
-  size_t Charge(size_t bytes) const { return (bytes + alignment_ - 1) / alignment_ * alignment_; }
+  void Extend(Slot slot, Nanos deadline);
+  size_t Charge(size_t bytes) const { return (bytes + alignment_ - 1) & ~(alignment_ - 1); }
   size_t capacity() const { return capacity_; }
   // What is removed but not yet freed.
   size_t bytes_being_freed() const { return being_freed_; }
   void Freed(const Removed& removed);
   // Evicts until `capacity` bytes suffice, or nothing; on success nothing grows beyond it any more.
-  bool Shrink(size_t capacity, absl::Time now, Removed* removed);
+  bool Shrink(size_t capacity, Nanos now, Removed* removed);
   void SetCapacity(size_t capacity);
 
-  size_t pins() const { return pins_; }
+  size_t pins() const { return pins_.pins(); }
   // Everything but the names of backend and policy.
-  CacheStats Stats(absl::Time now) const;
+  CacheStats Stats(Nanos now) const;
 
  private:
   struct NamespaceRecord {
     std::string model;
-    CacheCounters counters;
+    CacheCounters counters;    // compute_saved is below
+    double compute_saved = 0;  // seconds
     CacheUsage usage;
     uint32_t epoch = 0;
     // The list of blocks without parents, newest first: so those of older epochs are at its end.
@@ -208,7 +181,7 @@ class BlockTable {
     bool operator()(const BlockKey& a, Slot b) const { return table->block(b).key == a; }
   };
 
-  static constexpr size_t kBlocksPerChunk = 512;
+  static constexpr size_t kBlocksPerChunk = 1024;
 
   NamespaceRecord& record(const Block& b) { return namespaces_[static_cast<size_t>(b.ns)]; }
   const NamespaceRecord& record(const Block& b) const {
@@ -216,10 +189,12 @@ class BlockTable {
   }
 
   EntryInfo InfoOf(const Block& b) const;
-  absl::Time DeadlineOfParent(const Block& b) const;
-  bool Lives(const Block& b, absl::Time now) const;
+  BlockWrite& StartWrite(Block& b);
+  void EndWrite(Block& b);
+  Nanos DeadlineOfParent(const Block& b) const;
+  bool Lives(const Block& b, Nanos now) const;
   RemoveReason WhyDead(const Block& b) const;
-  bool Evictable(const Block& b) const { return b.visible() && b.pins == 0 && b.children == 0; }
+  bool Evictable(const Block& b) const { return b.visible() && !b.pinned() && b.children == 0; }
   void UnparkIfEvictable(Slot slot);
 
   bool Fits(size_t charge, size_t victim_bytes, const Removed& removed) const;
@@ -239,11 +214,11 @@ class BlockTable {
   void EvictVictims(Removed* removed);
 
   // kAborted when what is written now would never be found; removes it then.
-  absl::Status CheckWriting(Slot slot, absl::Time now, Removed* removed);
+  absl::Status CheckWriting(Slot slot, Nanos now, Removed* removed);
   // Ends the write if nothing is left to wait for.
-  void Settle(Slot slot, absl::Time now, Removed* removed);
-  void MakeVisible(Slot slot, Block::State state, absl::Time now, Removed* removed);
-  void SetDeadline(Slot slot, absl::Time deadline);
+  void Settle(Slot slot, Nanos now, Removed* removed);
+  void MakeVisible(Slot slot, Block::State state, Nanos now, Removed* removed);
+  void SetDeadline(Slot slot, Nanos deadline);
   void ClipDescendants(Slot slot);
   void CountRemoval(const Block& b, RemoveReason reason);
   void GiveUpExtent(Block& b, Removed* removed);
@@ -258,11 +233,11 @@ class BlockTable {
   Slot free_slot_ = kNoSlot;   // list through next_sibling
   absl::flat_hash_set<Slot, KeyHash, KeyEqual> index_;
   std::vector<NamespaceRecord> namespaces_;
-  SlotHeap<absl::Time> deadlines_;  // of visible blocks that have one
-  Slot retired_ = kNoSlot;          // stack through next_sibling
-  Slot longest_pinned_ = kNoSlot;
-  Slot latest_pinned_ = kNoSlot;
-  size_t pins_ = 0;
+  SlotHeap<Nanos> deadlines_;  // of visible blocks that have one
+  Slot retired_ = kNoSlot;     // stack through next_sibling
+  PinList pins_;
+  std::deque<BlockWrite> writes_;  // by Block::write
+  std::vector<uint32_t> spare_writes_;
 
   size_t capacity_;     // as told to everybody
   size_t limit_;        // what newcomers must keep to: lower while a Resize frees

@@ -9,7 +9,7 @@
 namespace kvcache::internal {
 
 Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& options, Slot parent,
-                        absl::Duration ttl, bool replacement, absl::Time now) {
+                        absl::Duration ttl, bool replacement, Nanos now, Removed* removed) {
   const Slot slot = TakeSlot();
   Block& b = block(slot);
   b.key = key;
@@ -18,17 +18,19 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
   b.recompute_cost = absl::ToDoubleSeconds(options.recompute_cost);
   b.parent = parent;
   b.depth = parent == kNoSlot ? 0 : block(parent).depth + 1;
-  b.chain_blocks = options.chain_blocks;
-  b.priority = options.priority;
   b.ns = options.ns;
   NamespaceRecord& ns = record(b);
   b.epoch = ns.epoch;
   b.state = Block::State::kWriting;
-  b.write = std::make_unique<BlockWrite>();
-  b.write->ttl = ttl;
-  b.write->claimed.resize(size.parts);
-  b.write->committed.resize(size.parts);
-  b.write->replacement = replacement;
+  BlockWrite& write = StartWrite(b);
+  write.ttl = ttl;
+  write.claimed.assign(size.parts, false);
+  write.committed.assign(size.parts, false);
+  write.committed_parts = write.copies = 0;
+  write.chain_blocks = options.chain_blocks;
+  write.priority = options.priority;
+  write.leased = true;
+  write.keep = false;
   ns.usage.bytes_in_use += Charge(b.bytes);
   LinkSibling(slot);
   if (!replacement) {
@@ -37,20 +39,52 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
     ++ns.usage.blocks;
   }
   Pin(slot, now);
+
+  const size_t charge = Charge(b.bytes);
+  const auto fits = std::find_if(removed->extents.begin(), removed->extents.end(),
+                                 [charge](const Extent& extent) { return extent.size == charge; });
+  if (fits != removed->extents.end()) {
+    SetExtent(slot, *fits);
+    removed->extents.erase(fits);
+    removed->bytes -= charge;
+    removed->reused -= charge;
+    being_freed_ -= charge;
+  }
   return slot;
 }
 
-void BlockTable::Resume(Slot slot, absl::Duration ttl, absl::Time now) {
+void BlockTable::SetExtent(Slot slot, const Extent& extent) {
+  Block& b = block(slot);
+  b.offset = extent.offset;
+  b.extent_node = extent.node;
+  b.has_extent = true;
+}
+
+BlockWrite& BlockTable::StartWrite(Block& b) {
+  if (spare_writes_.empty()) {
+    spare_writes_.push_back(static_cast<uint32_t>(writes_.size()));
+    writes_.emplace_back();
+  }
+  b.write = spare_writes_.back();
+  spare_writes_.pop_back();
+  return writes_[b.write];
+}
+
+void BlockTable::EndWrite(Block& b) {
+  if (b.write != Block::kNone) spare_writes_.push_back(std::exchange(b.write, Block::kNone));
+}
+
+void BlockTable::Resume(Slot slot, absl::Duration ttl, Nanos now) {
   Block& b = block(slot);
   KVCACHE_CHECK(b.state == Block::State::kPartial, "slot ", slot, " is not partial");
   b.state = Block::State::kWriting;
-  b.write->ttl = ttl;
-  b.write->leased = true;
-  SetDeadline(slot, absl::InfiniteFuture());
+  WriteOf(b).ttl = ttl;
+  WriteOf(b).leased = true;
+  SetDeadline(slot, kNever);
   Pin(slot, now);
 }
 
-absl::Status BlockTable::CheckWriting(Slot slot, absl::Time now, Removed* removed) {
+absl::Status BlockTable::CheckWriting(Slot slot, Nanos now, Removed* removed) {
   Block& b = block(slot);
   if (b.state == Block::State::kWriting && !Lives(b, now)) Unlink(slot, WhyDead(b), removed);
   if (b.state != Block::State::kRemoved) return absl::OkStatus();
@@ -58,53 +92,53 @@ absl::Status BlockTable::CheckWriting(Slot slot, absl::Time now, Removed* remove
       "the block was erased or expired, or lost its parent, while it was being written");
 }
 
-absl::Status BlockTable::ClaimPart(Slot slot, uint32_t part, absl::Time now, Removed* removed) {
+absl::Status BlockTable::ClaimPart(Slot slot, uint32_t part, Nanos now, Removed* removed) {
   Block& b = block(slot);
   if (part >= b.parts) {
     return absl::InvalidArgumentError(
         absl::StrCat("part ", part, " of a block with ", b.parts, " parts"));
   }
   if (absl::Status status = CheckWriting(slot, now, removed); !status.ok()) return status;
-  if (b.state != Block::State::kWriting || b.write->claimed[part]) {
+  if (b.state != Block::State::kWriting || WriteOf(b).claimed[part]) {
     return absl::FailedPreconditionError(
         absl::StrCat("part ", part, " was committed, or given to CommitAfter(), before"));
   }
-  b.write->claimed[part] = true;
+  WriteOf(b).claimed[part] = true;
   return absl::OkStatus();
 }
 
 bool BlockTable::Committed(Slot slot, uint32_t part) const {
   const Block& b = block(slot);
-  return b.state == Block::State::kComplete || (b.write != nullptr && b.write->committed[part]);
+  return b.state == Block::State::kComplete ||
+         (b.write != Block::kNone && WriteOf(b).committed[part]);
 }
 
 bool BlockTable::Claimed(Slot slot, uint32_t part) const {
   const Block& b = block(slot);
-  return b.state == Block::State::kComplete || (b.write != nullptr && b.write->claimed[part]);
+  return b.state == Block::State::kComplete ||
+         (b.write != Block::kNone && WriteOf(b).claimed[part]);
 }
 
 void BlockTable::AwaitCopy(Slot slot) {
-  if (block(slot).state == Block::State::kWriting) ++block(slot).write->copies;
+  if (block(slot).state == Block::State::kWriting) ++WriteOf(block(slot)).copies;
 }
 
-void BlockTable::EndCopy(Slot slot, absl::Time now, Removed* removed) {
+void BlockTable::EndCopy(Slot slot, Nanos now, Removed* removed) {
   Block& b = block(slot);
   if (!CheckWriting(slot, now, removed).ok() || b.state != Block::State::kWriting) return;
-  --b.write->copies;
+  --WriteOf(b).copies;
   Settle(slot, now, removed);
 }
 
-void BlockTable::FinishCopy(Slot slot, uint32_t part, bool succeeded, absl::Time now,
-                            Removed* removed) {
-  if (block(slot).state == Block::State::kWriting) --block(slot).write->copies;
+void BlockTable::FinishCopy(Slot slot, uint32_t part, bool succeeded, Nanos now, Removed* removed) {
+  if (block(slot).state == Block::State::kWriting) --WriteOf(block(slot)).copies;
   FinishPart(slot, part, succeeded, now, removed);
 }
 
-void BlockTable::FinishPart(Slot slot, uint32_t part, bool succeeded, absl::Time now,
-                            Removed* removed) {
+void BlockTable::FinishPart(Slot slot, uint32_t part, bool succeeded, Nanos now, Removed* removed) {
   Block& b = block(slot);
   if (!CheckWriting(slot, now, removed).ok()) return;
-  BlockWrite& write = *b.write;
+  BlockWrite& write = WriteOf(b);
   if (succeeded) {
     write.committed[part] = true;
     ++write.committed_parts;
@@ -119,11 +153,11 @@ void BlockTable::FinishPart(Slot slot, uint32_t part, bool succeeded, absl::Time
   Settle(slot, now, removed);
 }
 
-absl::Status BlockTable::CommitRest(Slot slot, absl::Time now, Removed* removed) {
+absl::Status BlockTable::CommitRest(Slot slot, Nanos now, Removed* removed) {
   if (absl::Status status = CheckWriting(slot, now, removed); !status.ok()) return status;
   Block& b = block(slot);
   if (b.state != Block::State::kWriting) return absl::OkStatus();
-  BlockWrite& write = *b.write;
+  BlockWrite& write = WriteOf(b);
   for (uint32_t part = 0; part < b.parts; ++part) {
     if (write.claimed[part]) continue;
     write.claimed[part] = write.committed[part] = true;
@@ -135,28 +169,28 @@ absl::Status BlockTable::CommitRest(Slot slot, absl::Time now, Removed* removed)
   return absl::OkStatus();
 }
 
-absl::Status BlockTable::Suspend(Slot slot, absl::Time now, Removed* removed) {
+absl::Status BlockTable::Suspend(Slot slot, Nanos now, Removed* removed) {
   if (absl::Status status = CheckWriting(slot, now, removed); !status.ok()) return status;
   Block& b = block(slot);
   if (b.state != Block::State::kWriting) return absl::OkStatus();
-  b.write->leased = false;
-  b.write->keep = true;
+  WriteOf(b).leased = false;
+  WriteOf(b).keep = true;
   Settle(slot, now, removed);
   return absl::OkStatus();
 }
 
-void BlockTable::Abort(Slot slot, absl::Time now, Removed* removed) {
+void BlockTable::Abort(Slot slot, Nanos now, Removed* removed) {
   Block& b = block(slot);
   if (!CheckWriting(slot, now, removed).ok() || b.state != Block::State::kWriting) return;
-  if (!b.write->keep) return Unlink(slot, RemoveReason::kAborted, removed);
+  if (!WriteOf(b).keep) return Unlink(slot, RemoveReason::kAborted, removed);
   ++record(b).counters.failed_writes;
-  b.write->leased = false;
+  WriteOf(b).leased = false;
   Settle(slot, now, removed);
 }
 
-void BlockTable::Settle(Slot slot, absl::Time now, Removed* removed) {
+void BlockTable::Settle(Slot slot, Nanos now, Removed* removed) {
   const Block& b = block(slot);
-  const BlockWrite& write = *b.write;
+  const BlockWrite& write = WriteOf(b);
   if (write.committed_parts == b.parts) {
     MakeVisible(slot, Block::State::kComplete, now, removed);
   } else if (!write.leased && write.copies == 0) {
@@ -168,7 +202,7 @@ void BlockTable::Settle(Slot slot, absl::Time now, Removed* removed) {
   }
 }
 
-void BlockTable::MakeVisible(Slot slot, Block::State state, absl::Time now, Removed* removed) {
+void BlockTable::MakeVisible(Slot slot, Block::State state, Nanos now, Removed* removed) {
   Block& b = block(slot);
   NamespaceRecord& ns = record(b);
   if (!b.indexed) {
@@ -179,28 +213,28 @@ void BlockTable::MakeVisible(Slot slot, Block::State state, absl::Time now, Remo
     ++ns.usage.blocks;
   }
   b.state = state;
-  SetDeadline(slot, std::min(now + b.write->ttl, DeadlineOfParent(b)));
+  SetDeadline(slot, std::min(After(now, WriteOf(b).ttl), DeadlineOfParent(b)));
   ClipDescendants(slot);
   if (!b.admitted) {
     policy_.Admit(slot, InfoOf(b));
     b.admitted = true;
   }
   if (state == Block::State::kComplete) {
-    b.write.reset();
+    EndWrite(b);
     ++ns.usage.blocks_complete;
     ++ns.counters.blocks_written;
   }
 }
 
-void BlockTable::SetDeadline(Slot slot, absl::Time deadline) {
+void BlockTable::SetDeadline(Slot slot, Nanos deadline) {
   Block& b = block(slot);
   b.deadline = deadline;
   if (deadlines_.Contains(slot)) deadlines_.Remove(slot);
-  if (deadline != absl::InfiniteFuture()) deadlines_.Push(slot, deadline);
-  if (b.admitted) policy_.SetDeadline(slot, deadline);
+  if (deadline != kNever) deadlines_.Push(slot, deadline);
+  if (b.admitted) policy_.SetDeadline(slot, ToTime(deadline));
 }
 
-void BlockTable::Extend(Slot slot, absl::Time deadline) {
+void BlockTable::Extend(Slot slot, Nanos deadline) {
   const Block& b = block(slot);
   deadline = std::min(deadline, DeadlineOfParent(b));
   if (deadline > b.deadline) SetDeadline(slot, deadline);
@@ -208,8 +242,8 @@ void BlockTable::Extend(Slot slot, absl::Time deadline) {
 
 // Below a visible block that expires soon enough everything is as it should be.
 void BlockTable::ClipDescendants(Slot top) {
-  const absl::Time limit = block(top).deadline;
-  if (limit == absl::InfiniteFuture()) return;
+  const Nanos limit = block(top).deadline;
+  if (limit == kNever) return;
   Slot slot = block(top).first_child;
   while (slot != kNoSlot) {
     const Block& b = block(slot);

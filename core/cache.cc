@@ -12,7 +12,9 @@
 namespace kvcache {
 
 using internal::Block;
+using internal::BlockTable;
 using internal::kBlocksPerLock;
+using internal::Nanos;
 using internal::Removed;
 
 namespace {
@@ -103,36 +105,47 @@ absl::Status Cache::UnknownNamespace(absl::string_view argument, NamespaceId ns)
 
 // --- Reading
 
+Nanos Cache::Now() const { return internal::ToNanos(clock_.Now()); }
+
 LookupResult Cache::Lookup(const BlockKey& key) const {
   MutexLock lock(mu_);
-  const Slot slot = table_->Find(key, clock_.Now());
+  const Slot slot = table_->Find(key, Now());
   return slot == kNoSlot ? LookupResult::kMiss : ResultOf(table_->block(slot));
 }
 
-size_t Cache::LookupPrefix(const Chain& chain) const {
+size_t Cache::ForLeading(const Chain& chain,
+                         absl::FunctionRef<void(BlockTable&, Slot, Nanos)> visit) const {
   for (size_t i = 0; i < chain.keys.size();) {
     const size_t end = std::min(i + kBlocksPerLock, chain.keys.size());
     MutexLock lock(mu_);
-    const absl::Time now = clock_.Now();
+    const Nanos now = Now();
     Slot previous = i == 0 ? kNoSlot : table_->Find(chain.keys[i - 1], now);
-    for (; i < end; ++i) {
-      const Slot slot = table_->Find(chain.keys[i], now);
-      if (slot == kNoSlot || table_->block(slot).state != Block::State::kComplete ||
-          !table_->Follows(slot, previous)) {
-        return i;
+    while (i < end) {
+      Slot found[BlockTable::kKeysPerFind];
+      const auto keys = chain.keys.subspan(i, std::min(end - i, BlockTable::kKeysPerFind));
+      table_->FindAny(keys, found);
+      for (size_t k = 0; k < keys.size(); ++k, ++i) {
+        const Slot slot = table_->Live(found[k], now);
+        if (slot == kNoSlot || table_->block(slot).state != Block::State::kComplete ||
+            !table_->Follows(slot, previous)) {
+          return i;
+        }
+        visit(*table_, slot, now);
+        previous = slot;
       }
-      previous = slot;
     }
   }
   return chain.keys.size();
 }
 
-absl::StatusOr<ReadLease> Cache::FindAndPin(NamespaceId ns, const BlockKey& key,
-                                            std::optional<uint32_t> part, absl::Time now,
-                                            Removed* removed) {
+size_t Cache::LookupPrefix(const Chain& chain) const {
+  return ForLeading(chain, [](BlockTable&, Slot, Nanos) {});
+}
+
+absl::Status Cache::PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> part, Nanos now,
+                             ReadLease* lease) {
   CacheCounters& counters = table_->counters(ns);
   ++(part.has_value() ? counters.layer_lookups : counters.block_lookups);
-  const Slot slot = table_->FindOrRemove(key, now, removed);
   if (slot == kNoSlot) return absl::NotFoundError("");
   Block& b = table_->block(slot);
   if (part.has_value() && *part >= b.parts) {
@@ -140,23 +153,28 @@ absl::StatusOr<ReadLease> Cache::FindAndPin(NamespaceId ns, const BlockKey& key,
         absl::StrCat("part: ", *part, " of a block with ", b.parts, " parts"));
   }
   const bool complete = b.state == Block::State::kComplete;
-  if (!complete && !(part.has_value() && b.write->committed[*part])) {
+  if (!complete && !(part.has_value() && table_->Committed(slot, *part))) {
     if (b.state != Block::State::kWriting) return absl::NotFoundError("");
     ++(part.has_value() ? counters.layer_pending : counters.block_pending);
     return absl::UnavailableError("");
   }
   ++(part.has_value() ? counters.layer_hits : counters.block_hits);
   if (b.recompute_cost > 0) {
-    counters.compute_saved += absl::Seconds(b.recompute_cost / (part.has_value() ? b.parts : 1));
+    table_->CountSaved(ns, b.recompute_cost / (part.has_value() ? b.parts : 1));
   }
   b.reused = true;
   table_->Pin(slot, now);
-  if (!part.has_value()) return ReadLease(this, slot, b.extent, 0, b.bytes, b.parts);
-  return ReadLease(this, slot, b.extent, *part * b.part_bytes(), b.part_bytes(), 1);
+  lease->cache_ = this;
+  lease->slot_ = slot;
+  lease->extent_ = table_->ExtentOf(slot);
+  lease->offset_ = part.has_value() ? *part * b.part_bytes() : 0;
+  lease->bytes_ = part.has_value() ? b.part_bytes() : b.bytes;
+  lease->parts_ = part.has_value() ? 1 : b.parts;
+  return absl::OkStatus();
 }
 
-void Cache::TouchBackwards(absl::Span<const ReadLease> leases, uint32_t chain_blocks,
-                           absl::Time now, bool continues) {
+void Cache::TouchBackwards(absl::Span<const ReadLease> leases, uint32_t chain_blocks, Nanos now,
+                           bool continues) {
   absl::InlinedVector<Slot, kBlocksPerLock> slots;
   for (auto it = leases.rbegin(); it != leases.rend(); ++it) {
     if (it->holds()) slots.push_back(it->slot_);
@@ -164,7 +182,7 @@ void Cache::TouchBackwards(absl::Span<const ReadLease> leases, uint32_t chain_bl
   if (slots.empty()) return;
   table_->Touch(slots, {.first_depth = table_->block(slots.back()).depth,
                         .chain_blocks = chain_blocks,
-                        .now = now,
+                        .now = internal::ToTime(now),
                         .continues = continues});
 }
 
@@ -172,8 +190,7 @@ void Cache::TouchChunks(absl::Span<const ReadLease> leases, uint32_t chain_block
   for (size_t end = leases.size(); end > 0;) {
     const size_t begin = end > kBlocksPerLock ? end - kBlocksPerLock : 0;
     MutexLock lock(mu_);
-    TouchBackwards(leases.subspan(begin, end - begin), chain_blocks, clock_.Now(),
-                   end < leases.size());
+    TouchBackwards(leases.subspan(begin, end - begin), chain_blocks, Now(), end < leases.size());
     end = begin;
   }
 }
@@ -193,22 +210,29 @@ PrefixMatch Cache::Match(const Chain& chain) {
     {
       MutexLock lock(mu_);
       if (!table_->Knows(chain.ns)) break;
-      const absl::Time now = clock_.Now();
+      const Nanos now = Now();
       CacheCounters& counters = table_->counters(chain.ns);
       while (!ended && match.blocks.size() < end) {
-        const BlockKey& key = chain.keys[match.blocks.size()];
-        const Slot previous = match.blocks.empty() ? kNoSlot : match.blocks.back().slot_;
-        const Slot slot = table_->FindOrRemove(key, now, &removed);
-        // A block that lost its place in the chain is about to be removed.
-        const bool follows = slot != kNoSlot && table_->Follows(slot, previous);
-        match.end = follows ? ResultOf(table_->block(slot)) : LookupResult::kMiss;
-        if (follows && match.end != LookupResult::kPartial) {
-          absl::StatusOr<ReadLease> lease = FindAndPin(chain.ns, key, std::nullopt, now, &removed);
-          if (lease.ok()) match.blocks.push_back(*std::move(lease));
-        } else {
-          ++counters.block_lookups;
+        Slot found[BlockTable::kKeysPerFind];
+        const auto keys = chain.keys.subspan(
+            match.blocks.size(), std::min(end - match.blocks.size(), BlockTable::kKeysPerFind));
+        table_->FindAny(keys, found);
+        for (size_t k = 0; k < keys.size() && !ended; ++k) {
+          const Slot previous = match.blocks.empty() ? kNoSlot : match.blocks.back().slot_;
+          const Slot slot = table_->LiveOrRemove(found[k], now, &removed);
+          // A block that lost its place in the chain is about to be removed.
+          const bool follows = slot != kNoSlot && table_->Follows(slot, previous);
+          match.end = follows ? ResultOf(table_->block(slot)) : LookupResult::kMiss;
+          ended = match.end != LookupResult::kHit;
+          if (match.end == LookupResult::kHit || match.end == LookupResult::kPending) {
+            ReadLease lease;
+            if (PinFound(chain.ns, slot, std::nullopt, now, &lease).ok()) {
+              match.blocks.push_back(std::move(lease));
+            }
+          } else {
+            ++counters.block_lookups;
+          }
         }
-        ended = match.end != LookupResult::kHit;
       }
       if (match.blocks.size() == blocks) ended = true;
       if (ended) {
@@ -222,7 +246,7 @@ PrefixMatch Cache::Match(const Chain& chain) {
         if (match.blocks.size() <= kBlocksPerLock) TouchBackwards(match.blocks, blocks, now, false);
       }
     }
-    Free(std::move(removed));
+    Free(removed);
   } while (!ended);
   if (match.blocks.size() > kBlocksPerLock) TouchChunks(match.blocks, blocks);
   return match;
@@ -231,17 +255,17 @@ PrefixMatch Cache::Match(const Chain& chain) {
 absl::StatusOr<ReadLease> Cache::GetOne(NamespaceId ns, const BlockKey& key,
                                         std::optional<uint32_t> part) {
   Removed removed;
-  absl::StatusOr<ReadLease> lease;
+  ReadLease lease;
+  absl::Status status;
   {
     MutexLock lock(mu_);
-    if (!table_->Knows(ns)) {
-      return UnknownNamespace("ns", ns);
-    }
-    const absl::Time now = clock_.Now();
-    lease = FindAndPin(ns, key, part, now, &removed);
-    if (lease.ok()) TouchBackwards({&*lease, 1}, 0, now, false);
+    if (!table_->Knows(ns)) return UnknownNamespace("ns", ns);
+    const Nanos now = Now();
+    status = PinFound(ns, table_->FindOrRemove(key, now, &removed), part, now, &lease);
+    if (status.ok()) TouchBackwards({&lease, 1}, 0, now, false);
   }
-  Free(std::move(removed));
+  Free(removed);
+  if (!status.ok()) return status;
   return lease;
 }
 
@@ -264,16 +288,19 @@ size_t Cache::GetMany(NamespaceId ns, absl::Span<const BlockKey> keys,
     {
       MutexLock lock(mu_);
       if (!table_->Knows(ns)) return 0;
-      const absl::Time now = clock_.Now();
-      for (; i < end; ++i) {
-        absl::StatusOr<ReadLease> lease = FindAndPin(ns, keys[i], std::nullopt, now, &removed);
-        if (!lease.ok()) continue;
-        leases[i] = *std::move(lease);
-        ++hits;
+      const Nanos now = Now();
+      while (i < end) {
+        Slot found[BlockTable::kKeysPerFind];
+        const auto some = keys.subspan(i, std::min(end - i, BlockTable::kKeysPerFind));
+        table_->FindAny(some, found);
+        for (size_t k = 0; k < some.size(); ++k, ++i) {
+          const Slot slot = table_->LiveOrRemove(found[k], now, &removed);
+          hits += PinFound(ns, slot, std::nullopt, now, &leases[i]).ok();
+        }
       }
       if (keys.size() <= kBlocksPerLock) TouchBackwards(leases, keys.size(), now, false);
     }
-    Free(std::move(removed));
+    Free(removed);
   }
   if (keys.size() > kBlocksPerLock) TouchChunks(leases, keys.size());
   return hits;
@@ -293,26 +320,29 @@ void Cache::Release(absl::Span<ReadLease> leases) {
         lease.cache_ = nullptr;
       }
     }
-    Free(std::move(removed));
+    Free(removed);
   }
 }
 
-absl::Status Cache::Change(
-    absl::FunctionRef<absl::Status(internal::BlockTable&, absl::Time, Removed*)> change) {
+absl::Status Cache::Change(absl::FunctionRef<absl::Status(BlockTable&, Nanos, Removed*)> change) {
   Removed removed;
   absl::Status status;
   {
     MutexLock lock(mu_);
-    status = change(*table_, clock_.Now(), &removed);
+    status = change(*table_, Now(), &removed);
   }
-  Free(std::move(removed));
+  Free(removed);
   return status;
 }
 
 // --- Removing and upkeep
 
-void Cache::Free(Removed removed) {
-  while (removed.bytes > 0 || removed.more) {
+void Cache::Free(Removed& removed) {
+  if (!removed.empty()) FreeAll(removed);
+}
+
+void Cache::FreeAll(Removed& removed) {
+  while (!removed.empty()) {
     for (const Extent& extent : removed.extents) backend_->Free(extent);
     Removed below;
     {
@@ -327,7 +357,7 @@ void Cache::Free(Removed removed) {
 
 bool Cache::Erase(const BlockKey& key) {
   bool found = false;
-  Change([&](internal::BlockTable& table, absl::Time now, Removed* removed) {
+  Change([&](BlockTable& table, Nanos now, Removed* removed) {
     const Slot slot = table.FindOrRemove(key, now, removed);
     found = slot != kNoSlot;
     if (found) table.Unlink(slot, RemoveReason::kErased, removed);
@@ -355,7 +385,7 @@ void Cache::FinishErase(NamespaceId ns) {
       MutexLock lock(mu_);
       more = table_->ContinueErase(ns, kBlocksPerLock, &removed);
     }
-    Free(std::move(removed));
+    Free(removed);
   }
 }
 
@@ -374,22 +404,9 @@ absl::StatusOr<size_t> Cache::Extend(const Chain& chain, absl::Duration ttl) {
     return absl::InvalidArgumentError(
         absl::StrCat("ttl: ", absl::FormatDuration(ttl), ", expected more than 0"));
   }
-  for (size_t i = 0; i < chain.keys.size();) {
-    const size_t end = std::min(i + kBlocksPerLock, chain.keys.size());
-    MutexLock lock(mu_);
-    const absl::Time now = clock_.Now();
-    Slot previous = i == 0 ? kNoSlot : table_->Find(chain.keys[i - 1], now);
-    for (; i < end; ++i) {
-      const Slot slot = table_->Find(chain.keys[i], now);
-      if (slot == kNoSlot || table_->block(slot).state != Block::State::kComplete ||
-          !table_->Follows(slot, previous)) {
-        return i;
-      }
-      table_->Extend(slot, now + ttl);
-      previous = slot;
-    }
-  }
-  return chain.keys.size();
+  return ForLeading(chain, [ttl](BlockTable& table, Slot slot, Nanos now) {
+    table.Extend(slot, internal::After(now, ttl));
+  });
 }
 
 absl::Status Cache::Resize(size_t capacity_bytes) {
@@ -405,7 +422,7 @@ absl::Status Cache::Resize(size_t capacity_bytes) {
     bool fits;
     {
       MutexLock lock(mu_);
-      fits = table_->Shrink(capacity_bytes, clock_.Now(), &removed);
+      fits = table_->Shrink(capacity_bytes, Now(), &removed);
       if (!fits && removed.bytes == 0) {
         if (table_->bytes_being_freed() == 0) {
           return absl::ResourceExhaustedError(absl::StrCat("capacity_bytes: ", capacity_bytes,
@@ -414,7 +431,7 @@ absl::Status Cache::Resize(size_t capacity_bytes) {
         changed_.Wait(mu_);
       }
     }
-    Free(std::move(removed));
+    Free(removed);
     if (!fits) continue;
     MutexLock lock(mu_);
     table_->SetCapacity(capacity_bytes);
@@ -428,9 +445,9 @@ void Cache::Drain() {
     Removed removed;
     {
       MutexLock lock(mu_);
-      more = table_->RemoveExpired(kBlocksPerLock, clock_.Now(), &removed);
+      more = table_->RemoveExpired(kBlocksPerLock, Now(), &removed);
     }
-    Free(std::move(removed));
+    Free(removed);
   }
   MutexLock lock(mu_);
   while (in_flight_ > 0) changed_.Wait(mu_);
@@ -440,7 +457,7 @@ CacheStats Cache::stats() const {
   CacheStats stats;
   {
     MutexLock lock(mu_);
-    stats = table_->Stats(clock_.Now());
+    stats = table_->Stats(Now());
   }
   stats.backend = backend_->traits().name;
   stats.policy = policy_->name();

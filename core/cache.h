@@ -30,6 +30,7 @@ namespace kvcache {
 namespace internal {
 class BlockTable;
 struct Removed;
+using Nanos = int64_t;
 }  // namespace internal
 
 // A store of content-addressed blocks: a key names one content for ever, so a block is written
@@ -181,6 +182,8 @@ class Cache {
   friend class WriteLease;
   class CopyPin;
 
+  internal::Nanos Now() const;
+
   Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPolicy> policy,
         const CacheOptions& options, size_t capacity_bytes, size_t max_blocks);
 
@@ -209,22 +212,25 @@ class Cache {
 
   absl::StatusOr<ReadLease> GetOne(NamespaceId ns, const BlockKey& key,
                                    std::optional<uint32_t> part);
-  // Counts and pins, but does not touch.
-  absl::StatusOr<ReadLease> FindAndPin(NamespaceId ns, const BlockKey& key,
-                                       std::optional<uint32_t> part, absl::Time now,
-                                       internal::Removed* removed)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Counts the lookup that found `slot`, or kNoSlot, and pins it for `lease`, which holds nothing.
+  absl::Status PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> part,
+                        internal::Nanos now, ReadLease* lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Visits the leading complete blocks of a chain under the lock; returns how many they are.
+  size_t ForLeading(
+      const Chain& chain,
+      absl::FunctionRef<void(internal::BlockTable&, Slot, internal::Nanos)> visit) const;
   // Touches what is pinned from the last to the first; TouchChunks does so for any number.
-  void TouchBackwards(absl::Span<const ReadLease> leases, uint32_t chain_blocks, absl::Time now,
-                      bool continues) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TouchBackwards(absl::Span<const ReadLease> leases, uint32_t chain_blocks,
+                      internal::Nanos now, bool continues) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TouchChunks(absl::Span<const ReadLease> leases, uint32_t chain_blocks);
 
   // Runs `change` under the lock and then, without it, frees what it removed.
   absl::Status Change(
-      absl::FunctionRef<absl::Status(internal::BlockTable&, absl::Time, internal::Removed*)>
+      absl::FunctionRef<absl::Status(internal::BlockTable&, internal::Nanos, internal::Removed*)>
           change);
   // Frees, without the lock, what was removed under it, and what hangs below that.
-  void Free(internal::Removed removed);
+  void Free(internal::Removed& removed);
+  void FreeAll(internal::Removed& removed);
   void FinishErase(NamespaceId ns);
 
   static absl::Status UnknownNamespace(absl::string_view argument, NamespaceId ns);

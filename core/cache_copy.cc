@@ -14,6 +14,7 @@
 namespace kvcache {
 
 using internal::BlockTable;
+using internal::Nanos;
 using internal::Removed;
 
 namespace {
@@ -67,13 +68,13 @@ class Cache::CopyPin {
   CopyPin(Cache* cache, Slot slot, bool into_block)
       : cache_(*cache), slot_(slot), into_block_(into_block) {
     MutexLock lock(cache_.mu_);
-    cache_.table_->Pin(slot_, cache_.clock_.Now());
+    cache_.table_->Pin(slot_, cache_.Now());
     if (into_block_) cache_.table_->AwaitCopy(slot_);
     ++cache_.in_flight_;
   }
   ~CopyPin() {
     cache_
-        .Change([this](BlockTable& table, absl::Time now, Removed* removed) {
+        .Change([this](BlockTable& table, Nanos now, Removed* removed) {
           if (into_block_) table.EndCopy(slot_, now, removed);
           table.Unpin(slot_, removed);
           return absl::OkStatus();
@@ -179,7 +180,7 @@ std::byte* WriteLease::part(uint32_t part) const {
 }
 
 absl::Status WriteLease::CheckUnclaimed(uint32_t first_part, uint32_t end_part) const {
-  return cache_->Change([&](BlockTable& table, absl::Time, Removed*) {
+  return cache_->Change([&](BlockTable& table, Nanos, Removed*) {
     for (uint32_t part = first_part; part < end_part; ++part) {
       if (!table.Claimed(slot_, part)) continue;
       return absl::FailedPreconditionError(
@@ -229,24 +230,22 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
     Removed removed;
     {
       MutexLock lock(mu_);
-      const absl::Time now = clock_.Now();
+      const Nanos now = Now();
       for (; i < end; ++i) {
         const ReadRequest& request = requests[i];
         if (!table_->Knows(request.ns)) {
           results[i] = UnknownNamespace("requests[i].ns", request.ns);
           continue;
         }
-        absl::StatusOr<ReadLease> lease =
-            FindAndPin(request.ns, request.key, request.part, now, &removed);
-        results[i] = lease.status();
-        if (!lease.ok()) continue;
-        leases[i] = *std::move(lease);
+        results[i] = PinFound(request.ns, table_->FindOrRemove(request.key, now, &removed),
+                              request.part, now, &leases[i]);
+        if (!results[i].ok()) continue;
         results[i] = CheckSizes("destination", request.destination, leases[i].size());
         if (results[i].ok()) table_->counters(request.ns).bytes_read += leases[i].size();
       }
       if (requests.size() <= internal::kBlocksPerLock) TouchBackwards(leases, 0, now, false);
     }
-    Free(std::move(removed));
+    Free(removed);
   }
   if (requests.size() > internal::kBlocksPerLock) TouchChunks(leases, 0);
 

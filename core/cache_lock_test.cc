@@ -90,7 +90,7 @@ TEST(CacheLockTest, TheBackendIsCalledWithoutTheLock) {
   EXPECT_TRUE(cache->Erase({{7, 1}}));
   EXPECT_TRUE(cache->Resize(1024).ok());
   cache->Clear();
-  EXPECT_GT(backend->calls(), 40);
+  EXPECT_GE(backend->calls(), 40);
   backend->set_cache(nullptr);
 }
 

@@ -10,6 +10,7 @@ namespace kvcache {
 
 using internal::Block;
 using internal::BlockTable;
+using internal::Nanos;
 using internal::Removed;
 
 namespace {
@@ -56,14 +57,14 @@ absl::StatusOr<WriteLease> Cache::ReserveReplacement(const BlockKey& key, BlockS
 
 ReadLease Cache::PinForReplacement(const BlockKey& key, std::vector<bool>* committed) {
   ReadLease lease;
-  Change([&](BlockTable& table, absl::Time now, Removed* removed) {
+  Change([&](BlockTable& table, Nanos now, Removed* removed) {
     const Slot slot = table.FindOrRemove(key, now, removed);
     if (slot == kNoSlot || !table.block(slot).visible()) return absl::OkStatus();
     const Block& b = table.block(slot);
     for (uint32_t part = 0; part < b.parts; ++part)
       committed->push_back(table.Committed(slot, part));
     table.Pin(slot, now);
-    lease = ReadLease(this, slot, b.extent, 0, b.bytes, b.parts);
+    lease = ReadLease(this, slot, table.ExtentOf(slot), 0, b.bytes, b.parts);
     return absl::OkStatus();
   }).IgnoreError();
   return lease;
@@ -83,14 +84,14 @@ absl::StatusOr<WriteLease> Cache::ReserveBlock(const BlockKey& key, BlockSize si
       if (room_comes && removed.bytes == 0) changed_.Wait(mu_);
     }
     const size_t evicted = removed.bytes;
-    Free(std::move(removed));
+    Free(removed);
     if (room_comes) continue;
     if (!lease.ok() || lease->extent_.size > 0) return lease;
     absl::StatusOr<Extent> extent = AllocateExtent(size.bytes, evicted, incoming, options.ns);
     if (!extent.ok()) return extent.status();  // the lease's end takes the block back
     lease->extent_ = *extent;
     MutexLock lock(mu_);
-    table_->block(lease->slot_).extent = *extent;
+    table_->SetExtent(lease->slot_, *extent);
     return lease;
   }
 }
@@ -108,14 +109,14 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                                                    " is more than the capacity of the cache, ",
                                                    table_->capacity()));
   }
-  const absl::Time now = clock_.Now();
+  const Nanos now = Now();
   const absl::Duration ttl = options.ttl.value_or(default_ttl_);
   const bool replacement = mode == ReserveMode::kReplacement;
   const Slot found = replacement ? kNoSlot : table_->FindOrRemove(key, now, removed);
   if (found != kNoSlot) {
     const Block& b = table_->block(found);
     if (b.state == Block::State::kComplete) {
-      table_->Touch({found}, {.first_depth = b.depth, .now = now});
+      table_->Touch({found}, {.first_depth = b.depth, .now = internal::ToTime(now)});
       return absl::AlreadyExistsError("");
     }
     if (b.state == Block::State::kWriting) return absl::UnavailableError("");
@@ -128,7 +129,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                                                      " bytes in ", b.parts, " parts"));
     }
     table_->Resume(found, ttl, now);
-    return WriteLease(this, found, b.extent, b.bytes, b.parts);
+    return WriteLease(this, found, table_->ExtentOf(found), b.bytes, b.parts);
   }
   table_->RemoveExpiredFor(size.bytes, now, removed);
   Slot parent = kNoSlot;
@@ -147,7 +148,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                .chain_blocks = options.chain_blocks,
                .priority = options.priority,
                .recompute_cost = absl::ToDoubleSeconds(options.recompute_cost),
-               .deadline = now + ttl};
+               .deadline = internal::ToTime(internal::After(now, ttl))};
   switch (table_->MakeRoom(size.bytes, parent, *incoming, removed)) {
     case BlockTable::Room::kMade:
       break;
@@ -159,14 +160,14 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                        table_->capacity(), ", what is not free is leased or has children"));
     case BlockTable::Room::kRefusedByPolicy:
       ++table_->counters(options.ns).rejected_by_policy;
-      policy_->Bypassed(
-          {incoming->key_hash},
-          {.first_depth = incoming->depth, .chain_blocks = incoming->chain_blocks, .now = now});
+      policy_->Bypassed({incoming->key_hash}, {.first_depth = incoming->depth,
+                                               .chain_blocks = incoming->chain_blocks,
+                                               .now = internal::ToTime(now)});
       return absl::ResourceExhaustedError(
           absl::StrCat("the policy ", policy_->name(), " refuses the block"));
   }
-  const Slot slot = table_->Insert(key, size, options, parent, ttl, replacement, now);
-  return WriteLease(this, slot, Extent(), size.bytes, size.parts);
+  const Slot slot = table_->Insert(key, size, options, parent, ttl, replacement, now, removed);
+  return WriteLease(this, slot, table_->ExtentOf(slot), size.bytes, size.parts);
 }
 
 // The budget has room for it, so failure means that free memory is in pieces.
@@ -188,7 +189,7 @@ absl::StatusOr<Extent> Cache::AllocateExtent(size_t bytes, size_t evicted,
       }
       evicted += more;
     }
-    Free(std::move(removed));
+    Free(removed);
   }
 }
 
@@ -223,7 +224,7 @@ WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
 absl::Status WriteLease::End(WriteEnd end) {
   if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
   return std::exchange(cache_, nullptr)
-      ->Change([this, end](BlockTable& table, absl::Time now, Removed* removed) {
+      ->Change([this, end](BlockTable& table, Nanos now, Removed* removed) {
         absl::Status status;
         switch (end) {
           case WriteEnd::kCommit:
@@ -252,7 +253,7 @@ bool WriteLease::committed(uint32_t part) const {
   KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
   bool committed = false;
   cache_
-      ->Change([&](BlockTable& table, absl::Time, Removed*) {
+      ->Change([&](BlockTable& table, Nanos, Removed*) {
         committed = table.Committed(slot_, part);
         return absl::OkStatus();
       })
@@ -262,7 +263,7 @@ bool WriteLease::committed(uint32_t part) const {
 
 absl::Status WriteLease::CommitPart(uint32_t part) {
   if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
-  return cache_->Change([this, part](BlockTable& table, absl::Time now, Removed* removed) {
+  return cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
     absl::Status status = table.ClaimPart(slot_, part, now, removed);
     if (status.ok()) table.FinishPart(slot_, part, /*succeeded=*/true, now, removed);
     return status;
@@ -272,7 +273,7 @@ absl::Status WriteLease::CommitPart(uint32_t part) {
 absl::Status WriteLease::CommitAfter(uint32_t part, Transfer copy) {
   if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
   absl::Status status =
-      cache_->Change([this, part](BlockTable& table, absl::Time now, Removed* removed) {
+      cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
         absl::Status status = table.ClaimPart(slot_, part, now, removed);
         if (status.ok()) table.AwaitCopy(slot_);
         return status;
@@ -281,7 +282,7 @@ absl::Status WriteLease::CommitAfter(uint32_t part, Transfer copy) {
   copy.OnDone([pin = cache_->PinForCopy(slot_), cache = cache_, slot = slot_,
                part](const absl::Status& copied) mutable {
     cache
-        ->Change([&](BlockTable& table, absl::Time now, Removed* removed) {
+        ->Change([&](BlockTable& table, Nanos now, Removed* removed) {
           table.FinishCopy(slot, part, copied.ok(), now, removed);
           return absl::OkStatus();
         })

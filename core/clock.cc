@@ -1,13 +1,17 @@
 #include "kvcache/core/clock.h"
 
-#include "absl/time/clock.h"
+#include <time.h>
 
 namespace kvcache {
 namespace {
 
 class RealClock final : public Clock {
  public:
-  absl::Time Now() const override { return absl::Now(); }
+  absl::Time Now() const override {
+    timespec now;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    return absl::TimeFromTimespec(now);
+  }
 };
 
 }  // namespace

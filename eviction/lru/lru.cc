@@ -26,9 +26,22 @@ class LruPolicy final : public EvictionPolicy {
   }
 
   void Touch(absl::Span<const Slot> slots, const Run& /*run*/) override {
-    for (Slot slot : slots) {
-      Detach(slot);
-      Append(slot);
+    constexpr size_t kAhead = 16;
+    for (; !slots.empty(); slots.remove_prefix(std::min(kAhead, slots.size()))) {
+      const auto some = slots.subspan(0, kAhead);
+      // The processor fetches all nodes at once, then all of their neighbours.
+      if (some.size() > 1) {
+        for (Slot slot : some) __builtin_prefetch(&nodes_[slot], 1);
+        for (Slot slot : some) {
+          const Node& node = nodes_[slot];
+          if (node.older != kNoSlot) __builtin_prefetch(&nodes_[node.older], 1);
+          if (node.newer != kNoSlot) __builtin_prefetch(&nodes_[node.newer], 1);
+        }
+      }
+      for (Slot slot : some) {
+        Detach(slot);
+        Append(slot);
+      }
     }
   }
 
@@ -59,14 +72,15 @@ class LruPolicy final : public EvictionPolicy {
   }
 
  private:
-  enum class Place : uint8_t { kUnknown, kListed, kReturned, kParked };
+  enum class Place : uint64_t { kUnknown, kListed, kReturned, kParked };
 
   struct Node {
-    uint64_t sequence = 0;  // of the last use
+    Place place : 2 = Place::kUnknown;
+    uint64_t sequence : 62 = 0;  // of the last use
     Slot older = kNoSlot;
     Slot newer = kNoSlot;
-    Place place = Place::kUnknown;
   };
+  static_assert(sizeof(Node) == 16);
 
   Node& NodeOf(Slot slot) {
     KVCACHE_CHECK(slot < nodes_.size() && nodes_[slot].place != Place::kUnknown, "slot ", slot,
@@ -76,7 +90,10 @@ class LruPolicy final : public EvictionPolicy {
 
   void Append(Slot slot) {
     Node& node = nodes_[slot];
-    node = {.sequence = ++sequence_, .older = newest_, .newer = kNoSlot, .place = Place::kListed};
+    node.place = Place::kListed;
+    node.sequence = ++sequence_;
+    node.older = newest_;
+    node.newer = kNoSlot;
     (newest_ == kNoSlot ? oldest_ : nodes_[newest_].newer) = slot;
     newest_ = slot;
   }

@@ -276,7 +276,8 @@ class Comparison {
     if (random_.Chance(1)) options.ttl = absl::ZeroDuration();
     if (random_.Chance(1)) options.ttl = absl::InfiniteDuration();
     if (random_.Chance(1)) options.ns = static_cast<NamespaceId>(kNamespaces);
-    options.recompute_cost = absl::Milliseconds(random_.Chance(1) ? -1 : random_.Below(100));
+    options.recompute_cost =
+        absl::Milliseconds(random_.Chance(1) ? -1 : static_cast<int>(random_.Below(100)));
     return options;
   }
 
