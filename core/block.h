@@ -5,12 +5,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
-#include <vector>
 
 #include "absl/time/time.h"
 #include "kvcache/core/block_key.h"
 #include "kvcache/core/cache_types.h"
 #include "kvcache/core/eviction_policy.h"
+#include "kvcache/core/part_set.h"
 #include "kvcache/core/slot.h"
 
 namespace kvcache::internal {
@@ -24,19 +24,25 @@ inline Nanos ToNanos(absl::Time time) { return absl::ToUnixNanos(time); }
 inline absl::Time ToTime(Nanos nanos) {
   return nanos == kNever ? absl::InfiniteFuture() : absl::FromUnixNanos(nanos);
 }
+inline Nanos LengthOf(absl::Duration duration) {
+  return duration == absl::InfiniteDuration() ? kNever : absl::ToInt64Nanoseconds(duration);
+}
 // kNever where the sum would be later than that.
-inline Nanos After(Nanos now, absl::Duration duration) {
+inline Nanos After(Nanos now, Nanos length) {
   Nanos sum;
-  const Nanos length = absl::ToInt64Nanoseconds(duration);
-  return __builtin_add_overflow(now, length, &sum) || length == kNever ? kNever : sum;
+  return length == kNever || __builtin_add_overflow(now, length, &sum) ? kNever : sum;
+}
+
+inline double SecondsOf(absl::Duration duration) {
+  return duration == absl::ZeroDuration() ? 0 : absl::ToDoubleSeconds(duration);
 }
 
 // The progress of a block that is not complete. A part is claimed when it was given to a commit,
 // and committed when that has succeeded.
 struct BlockWrite {
-  absl::Duration ttl;
-  std::vector<bool> claimed;
-  std::vector<bool> committed;
+  Nanos ttl = kNever;
+  PartSet claimed;
+  PartSet committed;
   uint32_t committed_parts = 0;
   uint32_t copies = 0;        // under way into it, and commits that wait for one
   uint32_t chain_blocks = 0;  // for the policy

@@ -39,7 +39,16 @@ struct BlockKey {
   // else.
   static absl::StatusOr<BlockKey> FromHex(absl::string_view hex);
 
-  friend bool operator==(const BlockKey&, const BlockKey&) = default;
+  friend bool operator==(const BlockKey& a, const BlockKey& b) {
+    uint64_t difference = 0;
+    for (size_t i = 0; i < sizeof(bytes); i += sizeof(uint64_t)) {
+      uint64_t x, y;
+      std::memcpy(&x, &a.bytes[i], sizeof(x));
+      std::memcpy(&y, &b.bytes[i], sizeof(y));
+      difference |= x ^ y;
+    }
+    return difference == 0;
+  }
 
   template <typename H>
   friend H AbslHashValue(H h, const BlockKey& key) {

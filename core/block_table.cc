@@ -12,10 +12,9 @@ BlockTable::BlockTable(size_t capacity_bytes, size_t alignment, size_t max_block
     : policy_(policy),
       alignment_(alignment),
       max_blocks_(max_blocks),
-      index_(0, KeyHash{this}, KeyEqual{this}),
       capacity_(capacity_bytes),
       limit_(capacity_bytes) {
-  index_.reserve(max_blocks);
+  index_.SetMaxSlots(max_blocks);
   deadlines_.SetMaxSlots(max_blocks);
   policy_.SetLimits(max_blocks, capacity_bytes);
 }
@@ -61,26 +60,24 @@ RemoveReason BlockTable::WhyDead(const Block& b) const {
   return RemoveReason::kExpired;
 }
 
-Slot BlockTable::Find(const BlockKey& key, Nanos now) const {
-  const auto it = index_.find(key);
-  return it != index_.end() && Lives(block(*it), now) ? *it : kNoSlot;
-}
+Slot BlockTable::Find(const BlockKey& key, Nanos now) const { return Live(FindIndexed(key), now); }
 
 Slot BlockTable::FindOrRemove(const BlockKey& key, Nanos now, Removed* removed) {
-  const auto it = index_.find(key);
-  return it == index_.end() ? kNoSlot : LiveOrRemove(*it, now, removed);
+  return LiveOrRemove(FindIndexed(key), now, removed);
 }
 
 void BlockTable::FindAny(absl::Span<const BlockKey> keys, Slot* slots) const {
-  for (const BlockKey& key : keys) index_.prefetch(key);
-  for (const BlockKey& key : keys) {
-    const auto it = index_.find(key);
-    *slots++ = it == index_.end() ? kNoSlot : *it;
+  if (keys.size() > 1) {
+    for (const BlockKey& key : keys) index_.Prefetch(key.Hash64());
+    for (const BlockKey& key : keys) {
+      index_.Find(key.Hash64(), [this](Slot slot) {
+        __builtin_prefetch(&block(slot), 1);
+        __builtin_prefetch(&block(slot).parts, 1);
+        return true;
+      });
+    }
   }
-}
-
-Slot BlockTable::Live(Slot found, Nanos now) const {
-  return found != kNoSlot && block(found).indexed && Lives(block(found), now) ? found : kNoSlot;
+  for (const BlockKey& key : keys) *slots++ = FindIndexed(key);
 }
 
 Slot BlockTable::LiveOrRemove(Slot found, Nanos now, Removed* removed) {
@@ -178,12 +175,20 @@ BlockTable::Room BlockTable::ChooseVictims(
                                                         : Room::kNothingToEvict;
     }
     Block& b = block(victim.slot);
-    policy_.Park(victim.slot);
-    b.parked = true;
-    if (!Evictable(b)) continue;
-    b.chosen = true;
+    if (!Evictable(b)) {
+      policy_.Park(victim.slot);
+      b.parked = true;
+      continue;
+    }
+    index_.Prefetch(b.key.Hash64());
     victims_.push_back(victim.slot);
     bytes += Charge(b.bytes);
+    b.chosen = true;
+    // The last one is removed next.
+    if (!enough(victims_.size(), bytes)) {
+      policy_.Park(victim.slot);
+      b.parked = true;
+    }
     if (b.parent != kNoSlot) ChildGone(b.parent);
   }
   return Room::kMade;
@@ -193,8 +198,9 @@ void BlockTable::TakeVictimsBack() {
   for (auto it = victims_.rbegin(); it != victims_.rend(); ++it) {
     Block& b = block(*it);
     if (b.parent != kNoSlot) ++block(b.parent).children;
-    b.chosen = b.parked = false;
-    policy_.Unpark(*it);
+    b.chosen = false;
+    if (b.parked) policy_.Unpark(*it);
+    b.parked = false;
   }
   victims_.clear();
 }
@@ -327,7 +333,7 @@ void BlockTable::Unlink(Slot slot, RemoveReason reason, Removed* removed) {
   const bool was_refused = !b.has_extent;
   if (!was_refused) CountRemoval(b, reason);
   if (b.indexed) {
-    index_.erase(slot);
+    index_.Erase(b.key.Hash64(), slot);
     if (b.epoch == ns.epoch) {
       --ns.usage.blocks;
       ns.usage.blocks_complete -= b.state == Block::State::kComplete;

@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/container/flat_hash_set.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
@@ -23,6 +22,7 @@
 #include "kvcache/core/pin_list.h"
 #include "kvcache/core/slot.h"
 #include "kvcache/core/slot_heap.h"
+#include "kvcache/core/slot_index.h"
 #include "kvcache/core/stats.h"
 
 namespace kvcache::internal {
@@ -75,7 +75,9 @@ class BlockTable {
   static constexpr size_t kKeysPerFind = 16;
   void FindAny(absl::Span<const BlockKey> keys, Slot* slots) const;
   Slot LiveOrRemove(Slot found, Nanos now, Removed* removed);
-  Slot Live(Slot found, Nanos now) const;
+  Slot Live(Slot found, Nanos now) const {
+    return found != kNoSlot && block(found).indexed && Lives(block(found), now) ? found : kNoSlot;
+  }
   // Whether a block may come after `previous` in a chain: it has no parent, or that one. Any block
   // may be the first, after kNoSlot.
   bool Follows(Slot slot, Slot previous) const {
@@ -101,7 +103,7 @@ class BlockTable {
   // A block in kWriting, pinned. It has no extent yet, unless one of the victims left one that fits
   // exactly: that is taken out of `removed` again.
   Slot Insert(const BlockKey& key, BlockSize size, const PutOptions& options, Slot parent,
-              absl::Duration ttl, bool replacement, Nanos now, Removed* removed);
+              Nanos ttl, bool replacement, Nanos now, Removed* removed);
   void SetExtent(Slot slot, const Extent& extent);
   // Its extent, of size 0 while it has none.
   Extent ExtentOf(Slot slot) const {
@@ -112,7 +114,7 @@ class BlockTable {
   BlockWrite& WriteOf(const Block& b) { return writes_[b.write]; }
   const BlockWrite& WriteOf(const Block& b) const { return writes_[b.write]; }
   // Lets a partial block be written on; pins it.
-  void Resume(Slot slot, absl::Duration ttl, Nanos now);
+  void Resume(Slot slot, Nanos ttl, Nanos now);
 
   // See WriteLease. ClaimPart comes first and checks; then either FinishPart, or AwaitCopy and
   // later FinishCopy. A block with copies does not become partial.
@@ -167,20 +169,6 @@ class BlockTable {
     Slot last_root = kNoSlot;
   };
 
-  struct KeyHash {
-    using is_transparent = void;
-    const BlockTable* table;
-    size_t operator()(const BlockKey& key) const { return key.Hash64(); }
-    size_t operator()(Slot slot) const { return table->block(slot).key.Hash64(); }
-  };
-  struct KeyEqual {
-    using is_transparent = void;
-    const BlockTable* table;
-    bool operator()(Slot a, Slot b) const { return a == b; }
-    bool operator()(Slot a, const BlockKey& b) const { return table->block(a).key == b; }
-    bool operator()(const BlockKey& a, Slot b) const { return table->block(b).key == a; }
-  };
-
   static constexpr size_t kBlocksPerChunk = 1024;
 
   NamespaceRecord& record(const Block& b) { return namespaces_[static_cast<size_t>(b.ns)]; }
@@ -188,6 +176,9 @@ class BlockTable {
     return namespaces_[static_cast<size_t>(b.ns)];
   }
 
+  Slot FindIndexed(const BlockKey& key) const {
+    return index_.Find(key.Hash64(), [&](Slot slot) { return block(slot).key == key; });
+  }
   EntryInfo InfoOf(const Block& b) const;
   BlockWrite& StartWrite(Block& b);
   void EndWrite(Block& b);
@@ -231,7 +222,7 @@ class BlockTable {
   std::vector<Slot> victims_;  // of the call under way
   size_t slots_ = 0;           // ever taken
   Slot free_slot_ = kNoSlot;   // list through next_sibling
-  absl::flat_hash_set<Slot, KeyHash, KeyEqual> index_;
+  SlotIndex index_;
   std::vector<NamespaceRecord> namespaces_;
   SlotHeap<Nanos> deadlines_;  // of visible blocks that have one
   Slot retired_ = kNoSlot;     // stack through next_sibling

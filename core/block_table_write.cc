@@ -9,13 +9,13 @@
 namespace kvcache::internal {
 
 Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& options, Slot parent,
-                        absl::Duration ttl, bool replacement, Nanos now, Removed* removed) {
+                        Nanos ttl, bool replacement, Nanos now, Removed* removed) {
   const Slot slot = TakeSlot();
   Block& b = block(slot);
   b.key = key;
   b.bytes = size.bytes;
   b.parts = static_cast<uint16_t>(size.parts);
-  b.recompute_cost = absl::ToDoubleSeconds(options.recompute_cost);
+  b.recompute_cost = SecondsOf(options.recompute_cost);
   b.parent = parent;
   b.depth = parent == kNoSlot ? 0 : block(parent).depth + 1;
   b.ns = options.ns;
@@ -24,8 +24,8 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
   b.state = Block::State::kWriting;
   BlockWrite& write = StartWrite(b);
   write.ttl = ttl;
-  write.claimed.assign(size.parts, false);
-  write.committed.assign(size.parts, false);
+  write.claimed.Reset(size.parts);
+  write.committed.Reset(size.parts);
   write.committed_parts = write.copies = 0;
   write.chain_blocks = options.chain_blocks;
   write.priority = options.priority;
@@ -35,7 +35,7 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
   LinkSibling(slot);
   if (!replacement) {
     b.indexed = true;
-    index_.insert(slot);
+    index_.Insert(b.key.Hash64(), slot);
     ++ns.usage.blocks;
   }
   Pin(slot, now);
@@ -74,7 +74,7 @@ void BlockTable::EndWrite(Block& b) {
   if (b.write != Block::kNone) spare_writes_.push_back(std::exchange(b.write, Block::kNone));
 }
 
-void BlockTable::Resume(Slot slot, absl::Duration ttl, Nanos now) {
+void BlockTable::Resume(Slot slot, Nanos ttl, Nanos now) {
   Block& b = block(slot);
   KVCACHE_CHECK(b.state == Block::State::kPartial, "slot ", slot, " is not partial");
   b.state = Block::State::kWriting;
@@ -99,24 +99,24 @@ absl::Status BlockTable::ClaimPart(Slot slot, uint32_t part, Nanos now, Removed*
         absl::StrCat("part ", part, " of a block with ", b.parts, " parts"));
   }
   if (absl::Status status = CheckWriting(slot, now, removed); !status.ok()) return status;
-  if (b.state != Block::State::kWriting || WriteOf(b).claimed[part]) {
+  if (b.state != Block::State::kWriting || WriteOf(b).claimed.Has(part)) {
     return absl::FailedPreconditionError(
         absl::StrCat("part ", part, " was committed, or given to CommitAfter(), before"));
   }
-  WriteOf(b).claimed[part] = true;
+  WriteOf(b).claimed.Add(part);
   return absl::OkStatus();
 }
 
 bool BlockTable::Committed(Slot slot, uint32_t part) const {
   const Block& b = block(slot);
   return b.state == Block::State::kComplete ||
-         (b.write != Block::kNone && WriteOf(b).committed[part]);
+         (b.write != Block::kNone && WriteOf(b).committed.Has(part));
 }
 
 bool BlockTable::Claimed(Slot slot, uint32_t part) const {
   const Block& b = block(slot);
   return b.state == Block::State::kComplete ||
-         (b.write != Block::kNone && WriteOf(b).claimed[part]);
+         (b.write != Block::kNone && WriteOf(b).claimed.Has(part));
 }
 
 void BlockTable::AwaitCopy(Slot slot) {
@@ -140,11 +140,11 @@ void BlockTable::FinishPart(Slot slot, uint32_t part, bool succeeded, Nanos now,
   if (!CheckWriting(slot, now, removed).ok()) return;
   BlockWrite& write = WriteOf(b);
   if (succeeded) {
-    write.committed[part] = true;
+    write.committed.Add(part);
     ++write.committed_parts;
     record(b).counters.bytes_written += b.part_bytes();
   } else if (write.keep) {
-    write.claimed[part] = false;
+    write.claimed.Remove(part);
     ++record(b).counters.failed_writes;
   } else {
     Unlink(slot, RemoveReason::kAborted, removed);
@@ -159,8 +159,9 @@ absl::Status BlockTable::CommitRest(Slot slot, Nanos now, Removed* removed) {
   if (b.state != Block::State::kWriting) return absl::OkStatus();
   BlockWrite& write = WriteOf(b);
   for (uint32_t part = 0; part < b.parts; ++part) {
-    if (write.claimed[part]) continue;
-    write.claimed[part] = write.committed[part] = true;
+    if (write.claimed.Has(part)) continue;
+    write.claimed.Add(part);
+    write.committed.Add(part);
     ++write.committed_parts;
     record(b).counters.bytes_written += b.part_bytes();
   }
@@ -206,10 +207,10 @@ void BlockTable::MakeVisible(Slot slot, Block::State state, Nanos now, Removed* 
   Block& b = block(slot);
   NamespaceRecord& ns = record(b);
   if (!b.indexed) {
-    const auto old = index_.find(b.key);
-    if (old != index_.end()) Unlink(*old, RemoveReason::kReplaced, removed);
+    const Slot old = FindIndexed(b.key);
+    if (old != kNoSlot) Unlink(old, RemoveReason::kReplaced, removed);
     b.indexed = true;
-    index_.insert(slot);
+    index_.Insert(b.key.Hash64(), slot);
     ++ns.usage.blocks;
   }
   b.state = state;

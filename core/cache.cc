@@ -72,7 +72,7 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
     : backend_(std::move(backend)),
       policy_(std::move(policy)),
       clock_(*options.clock),
-      default_ttl_(options.default_ttl),
+      default_ttl_(internal::LengthOf(options.default_ttl)),
       table_(std::make_unique<internal::BlockTable>(capacity_bytes, backend_->traits().alignment,
                                                     max_blocks, *policy_)) {
   MutexLock lock(mu_);
@@ -179,6 +179,11 @@ void Cache::TouchBackwards(absl::Span<const ReadLease> leases, uint32_t chain_bl
   for (auto it = leases.rbegin(); it != leases.rend(); ++it) {
     if (it->holds()) slots.push_back(it->slot_);
   }
+  TouchSlots(slots, chain_blocks, now, continues);
+}
+
+void Cache::TouchSlots(absl::Span<const Slot> slots, uint32_t chain_blocks, Nanos now,
+                       bool continues) {
   if (slots.empty()) return;
   table_->Touch(slots, {.first_depth = table_->block(slots.back()).depth,
                         .chain_blocks = chain_blocks,
@@ -262,7 +267,7 @@ absl::StatusOr<ReadLease> Cache::GetOne(NamespaceId ns, const BlockKey& key,
     if (!table_->Knows(ns)) return UnknownNamespace("ns", ns);
     const Nanos now = Now();
     status = PinFound(ns, table_->FindOrRemove(key, now, &removed), part, now, &lease);
-    if (status.ok()) TouchBackwards({&lease, 1}, 0, now, false);
+    if (status.ok()) TouchSlots({&lease.slot_, 1}, 0, now, false);
   }
   Free(removed);
   if (!status.ok()) return status;
@@ -304,6 +309,15 @@ size_t Cache::GetMany(NamespaceId ns, absl::Span<const BlockKey> keys,
   }
   if (keys.size() > kBlocksPerLock) TouchChunks(leases, keys.size());
   return hits;
+}
+
+void Cache::Release(Slot slot) {
+  Removed removed;
+  {
+    MutexLock lock(mu_);
+    table_->Unpin(slot, &removed);
+  }
+  Free(removed);
 }
 
 void Cache::Release(absl::Span<ReadLease> leases) {
@@ -404,9 +418,10 @@ absl::StatusOr<size_t> Cache::Extend(const Chain& chain, absl::Duration ttl) {
     return absl::InvalidArgumentError(
         absl::StrCat("ttl: ", absl::FormatDuration(ttl), ", expected more than 0"));
   }
-  return ForLeading(chain, [ttl](BlockTable& table, Slot slot, Nanos now) {
-    table.Extend(slot, internal::After(now, ttl));
-  });
+  return ForLeading(chain,
+                    [length = internal::LengthOf(ttl)](BlockTable& table, Slot slot, Nanos now) {
+                      table.Extend(slot, internal::After(now, length));
+                    });
 }
 
 absl::Status Cache::Resize(size_t capacity_bytes) {

@@ -222,7 +222,10 @@ class Cache {
   // Touches what is pinned from the last to the first; TouchChunks does so for any number.
   void TouchBackwards(absl::Span<const ReadLease> leases, uint32_t chain_blocks,
                       internal::Nanos now, bool continues) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TouchSlots(absl::Span<const Slot> slots, uint32_t chain_blocks, internal::Nanos now,
+                  bool continues) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TouchChunks(absl::Span<const ReadLease> leases, uint32_t chain_blocks);
+  void Release(Slot slot);
 
   // Runs `change` under the lock and then, without it, frees what it removed.
   absl::Status Change(
@@ -243,7 +246,7 @@ class Cache {
   const std::unique_ptr<StorageBackend> backend_;
   const std::unique_ptr<EvictionPolicy> policy_;
   const Clock& clock_;
-  const absl::Duration default_ttl_;
+  const internal::Nanos default_ttl_;
 
   Mutex resize_mu_;  // before mu_: one Resize at a time
   mutable Mutex mu_;

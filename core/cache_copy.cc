@@ -112,7 +112,7 @@ ReadLease& ReadLease::operator=(ReadLease&& other) noexcept {
 }
 
 void ReadLease::Release() {
-  if (cache_ != nullptr) cache_->Release({this, 1});
+  if (cache_ != nullptr) std::exchange(cache_, nullptr)->Release(slot_);
 }
 
 const std::byte* ReadLease::data() const {

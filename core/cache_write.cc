@@ -110,7 +110,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                                                    table_->capacity()));
   }
   const Nanos now = Now();
-  const absl::Duration ttl = options.ttl.value_or(default_ttl_);
+  const Nanos ttl = options.ttl.has_value() ? internal::LengthOf(*options.ttl) : default_ttl_;
   const bool replacement = mode == ReserveMode::kReplacement;
   const Slot found = replacement ? kNoSlot : table_->FindOrRemove(key, now, removed);
   if (found != kNoSlot) {
@@ -147,7 +147,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                .depth = parent == kNoSlot ? 0 : table_->block(parent).depth + 1,
                .chain_blocks = options.chain_blocks,
                .priority = options.priority,
-               .recompute_cost = absl::ToDoubleSeconds(options.recompute_cost),
+               .recompute_cost = internal::SecondsOf(options.recompute_cost),
                .deadline = internal::ToTime(internal::After(now, ttl))};
   switch (table_->MakeRoom(size.bytes, parent, *incoming, removed)) {
     case BlockTable::Room::kMade:

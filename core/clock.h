@@ -14,8 +14,8 @@ class Clock {
   // Never goes backwards by more than a system clock does; deadlines are compared with it.
   virtual absl::Time Now() const = 0;
 
-  // The system's clock, as of the last tick of the kernel, at most 10 ms ago: reading it costs a few
-  // nanoseconds. Lives for ever.
+  // The system's clock, as of the last tick of the kernel, at most 10 ms ago: reading it costs a
+  // few nanoseconds. Lives for ever.
   static const Clock& Real();
 };
 

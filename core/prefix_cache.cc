@@ -55,19 +55,20 @@ std::string KvTensor::ToString() const {
 
 // --- CachedKv
 
-CachedKv::CachedKv(ReadLease lease, const KvLayout& layout)
-    : lease_(std::move(lease)), layout_(layout) {
-  const absl::StatusOr<size_t> token_bytes = layout_.PartBytes(1);
-  KVCACHE_CHECK(token_bytes.ok(), token_bytes.status().ToString());
-  tokens_ = lease_.size() / lease_.parts() / *token_bytes;
+CachedKv::CachedKv(ReadLease lease, const KvTensor& shape)
+    : lease_(std::move(lease)), first_k_(shape) {
+  first_k_.data = lease_.data();
+  first_k_.tokens = lease_.size() / lease_.parts() / (2 * shape.bytes());
 }
 
 LayerKv CachedKv::layer(uint32_t layer) const {
-  LayerKv kv;
-  kv.k = {lease_.part(layer), layout_.dtype, tokens_, layout_.kv_heads, layout_.head_dim};
-  kv.v = kv.k;
-  if (kv.k.data != nullptr) {
-    kv.v.data = static_cast<const std::byte*>(kv.k.data) + kv.k.bytes();
+  KVCACHE_CHECK(layer < layers(), "layer ", layer, " of ", layers());
+  LayerKv kv = {first_k_, first_k_};
+  if (first_k_.data != nullptr) {
+    const size_t bytes = first_k_.bytes();
+    const auto* k = static_cast<const std::byte*>(first_k_.data) + 2 * bytes * layer;
+    kv.k.data = k;
+    kv.v.data = k + bytes;
   }
   return kv;
 }
@@ -119,11 +120,6 @@ absl::Status PrefixCache::CheckLayer(uint32_t layer) const {
       "layer: ", layer, ", expected less than the number of layers, ", options_.layers));
 }
 
-std::optional<PrefixCache::Format> PrefixCache::format() const {
-  MutexLock lock(format_mu_);
-  return format_;
-}
-
 absl::StatusOr<PrefixCache::Format> PrefixCache::FormatOf(const KvTensor& tensor) {
   Format format;
   format.layout = {.dtype = tensor.dtype,
@@ -140,6 +136,7 @@ absl::StatusOr<PrefixCache::Format> PrefixCache::FormatOf(const KvTensor& tensor
   if (!root.ok()) return root.status();
   absl::StatusOr<NamespaceId> id = cache_->Register(ns);
   if (!id.ok()) return id.status();
+  format.token = {nullptr, tensor.dtype, 1, tensor.kv_heads, tensor.head_dim};
   format.root = *root;
   format.ns = *id;
   return format;
@@ -147,14 +144,14 @@ absl::StatusOr<PrefixCache::Format> PrefixCache::FormatOf(const KvTensor& tensor
 
 absl::Status PrefixCache::WithFormat(const KvTensor& tensor,
                                      absl::FunctionRef<absl::Status(const Format&)> put) {
-  if (const std::optional<Format> fixed = format()) return put(*fixed);
+  if (const Format* fixed = format()) return put(*fixed);
   MutexLock first_put(first_put_);
-  if (const std::optional<Format> fixed = format()) return put(*fixed);
+  if (const Format* fixed = format()) return put(*fixed);
   absl::StatusOr<Format> candidate = FormatOf(tensor);
   if (!candidate.ok()) return candidate.status();
   if (absl::Status status = put(*candidate); !status.ok()) return status;
-  MutexLock lock(format_mu_);
-  format_ = *candidate;
+  fixed_ = std::make_unique<const Format>(*std::move(candidate));
+  format_.store(fixed_.get(), std::memory_order_release);
   return absl::OkStatus();
 }
 
@@ -214,7 +211,7 @@ absl::Status PrefixCache::Put(const Format& format, const Prefix& prefix,
   std::vector<bool> committed;
   ReadLease old = cache_->PinForReplacement(*key, &committed);
   if (old.holds() && !all && old.size() != size.bytes) {
-    const CachedKv other(std::move(old), format.layout);
+    const CachedKv other(std::move(old), format.token);
     return absl::InvalidArgumentError(absl::StrCat("k of layer ", layers.front().layer, ": ",
                                                    first.ToString(), ", but the prefix has ",
                                                    other.tokens(), " tokens"));
@@ -264,15 +261,15 @@ absl::StatusOr<CachedKv> PrefixCache::Find(const Prefix& prefix, std::optional<u
   if (layer.has_value()) {
     if (absl::Status status = CheckLayer(*layer); !status.ok()) return status;
   }
-  const std::optional<Format> fixed = format();
+  const Format* fixed = format();
   // Before the first put: nothing is there, but an empty prefix is still refused.
-  absl::StatusOr<BlockKey> key = prefix.Key(fixed.has_value() ? fixed->root : BlockKey());
+  absl::StatusOr<BlockKey> key = prefix.Key(fixed != nullptr ? fixed->root : BlockKey());
   if (!key.ok()) return key.status();
-  const NamespaceId ns = fixed.has_value() ? fixed->ns : NamespaceId::kDefault;
+  const NamespaceId ns = fixed != nullptr ? fixed->ns : NamespaceId::kDefault;
   absl::StatusOr<ReadLease> lease =
       layer.has_value() ? cache_->GetPart(ns, *key, *layer) : cache_->Get(ns, *key);
   if (!lease.ok()) return lease.status();
-  return CachedKv(*std::move(lease), fixed->layout);
+  return CachedKv(*std::move(lease), fixed->token);
 }
 
 absl::StatusOr<CachedKv> PrefixCache::GetCachedKv(const Prefix& prefix, uint32_t layer) {
@@ -300,8 +297,8 @@ absl::StatusOr<Transfer> PrefixCache::LoadAllLayers(const Prefix& prefix,
 }
 
 bool PrefixCache::Evict(const Prefix& prefix) {
-  const std::optional<Format> fixed = format();
-  if (!fixed.has_value()) return false;
+  const Format* fixed = format();
+  if (fixed == nullptr) return false;
   absl::StatusOr<BlockKey> key = prefix.Key(fixed->root);
   if (!key.ok()) return false;
   MutexLock writer(WriterOf(*key));

@@ -3,6 +3,7 @@
 #define KVCACHE_CORE_PREFIX_CACHE_H_
 
 #include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -74,7 +75,7 @@ struct LayerDestination {
 class CachedKv {
  public:
   uint32_t layers() const { return lease_.parts(); }
-  uint32_t tokens() const { return tokens_; }
+  uint32_t tokens() const { return first_k_.tokens; }
 
   // In the backend's memory space; data is null when the backend is not addressable. After
   // GetCachedKv(), the one layer is number 0. REQUIRES: layer < layers().
@@ -89,11 +90,11 @@ class CachedKv {
 
  private:
   friend class PrefixCache;
-  CachedKv(ReadLease lease, const KvLayout& layout);
+  // `shape` is that of a tensor of one token.
+  CachedKv(ReadLease lease, const KvTensor& shape);
 
   ReadLease lease_;
-  KvLayout layout_;
-  uint32_t tokens_;
+  KvTensor first_k_;
 };
 
 struct PrefixCacheOptions {
@@ -173,6 +174,7 @@ class PrefixCache {
   // What the first put decides.
   struct Format {
     KvLayout layout;
+    KvTensor token;  // the shape of one token's K
     NamespaceId ns;
     BlockKey root;
   };
@@ -186,7 +188,8 @@ class PrefixCache {
 
   absl::Status CheckLayer(uint32_t layer) const;
   absl::StatusOr<Format> FormatOf(const KvTensor& tensor);
-  std::optional<Format> format() const;
+  // nullptr before the first put.
+  const Format* format() const { return format_.load(std::memory_order_acquire); }
   // Runs `put` with the format that is fixed, or else with that of `tensor`, which is fixed when it
   // succeeds.
   absl::Status WithFormat(const KvTensor& tensor,
@@ -201,13 +204,13 @@ class PrefixCache {
   const PrefixCacheOptions options_;
   const std::unique_ptr<Cache> cache_;
 
-  // Lock order: first_put_, a writer's, format_mu_.
+  // Lock order: first_put_, a writer's.
   Mutex first_put_;
   // One writer at a time for a key. Clear() holds all of them: fewer than the 64 locks that the
   // thread sanitizer can follow.
   std::array<Mutex, 32> writers_;
-  mutable Mutex format_mu_;
-  std::optional<Format> format_ ABSL_GUARDED_BY(format_mu_);
+  std::unique_ptr<const Format> fixed_ ABSL_GUARDED_BY(first_put_);
+  std::atomic<const Format*> format_ = nullptr;  // fixed_, once it is set for good
 };
 
 }  // namespace kvcache

@@ -1,7 +1,9 @@
 #include "kvcache/eviction/lru/lru.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "kvcache/core/check.h"
@@ -10,6 +12,9 @@
 namespace kvcache {
 namespace {
 
+// Exact, but lazy: a touch only notes the slot, and the list is put in order before anybody asks.
+// The list's nodes are all over memory, so a hit that relinked three of them would wait for as many
+// cache misses; for many slots at once the processor fetches them all at the same time.
 class LruPolicy final : public EvictionPolicy {
  public:
   const char* name() const override { return "lru"; }
@@ -22,35 +27,27 @@ class LruPolicy final : public EvictionPolicy {
   void Admit(Slot slot, const EntryInfo& /*info*/) override {
     KVCACHE_CHECK(slot < nodes_.size() && nodes_[slot].place == Place::kUnknown, "slot ", slot,
                   " is out of range or known already");
+    Settle();
     Append(slot);
   }
 
   void Touch(absl::Span<const Slot> slots, const Run& /*run*/) override {
-    constexpr size_t kAhead = 16;
-    for (; !slots.empty(); slots.remove_prefix(std::min(kAhead, slots.size()))) {
-      const auto some = slots.subspan(0, kAhead);
-      // The processor fetches all nodes at once, then all of their neighbours.
-      if (some.size() > 1) {
-        for (Slot slot : some) __builtin_prefetch(&nodes_[slot], 1);
-        for (Slot slot : some) {
-          const Node& node = nodes_[slot];
-          if (node.older != kNoSlot) __builtin_prefetch(&nodes_[node.older], 1);
-          if (node.newer != kNoSlot) __builtin_prefetch(&nodes_[node.newer], 1);
-        }
-      }
-      for (Slot slot : some) {
-        Detach(slot);
-        Append(slot);
-      }
+    for (Slot slot : slots) {
+      KVCACHE_CHECK(slot < nodes_.size(), "slot ", slot, " is not known");
+      __builtin_prefetch(&nodes_[slot], 1);
+      touched_[touches_++] = slot;
+      if (touches_ == touched_.size()) Settle();
     }
   }
 
   void Remove(Slot slot, RemoveReason /*reason*/) override {
+    Settle();
     Detach(slot);
     nodes_[slot] = Node();
   }
 
   VictimResult Victim(const EntryInfo& /*incoming*/) override {
+    Settle();
     if (returned_.empty()) {
       return oldest_ == kNoSlot ? VictimResult::None() : VictimResult::Of(oldest_);
     }
@@ -59,12 +56,14 @@ class LruPolicy final : public EvictionPolicy {
   }
 
   void Park(Slot slot) override {
+    Settle();
     KVCACHE_CHECK(NodeOf(slot).place != Place::kParked, "slot ", slot, " is parked already");
     Detach(slot);
     nodes_[slot].place = Place::kParked;
   }
 
   void Unpark(Slot slot) override {
+    Settle();
     Node& node = NodeOf(slot);
     KVCACHE_CHECK(node.place == Place::kParked, "slot ", slot, " is not parked");
     node.place = Place::kReturned;
@@ -86,6 +85,26 @@ class LruPolicy final : public EvictionPolicy {
     KVCACHE_CHECK(slot < nodes_.size() && nodes_[slot].place != Place::kUnknown, "slot ", slot,
                   " is not known");
     return nodes_[slot];
+  }
+
+  // Puts what was touched, in that order, at the end of the list.
+  void Settle() {
+    if (touches_ > 0) SettleTouched();
+  }
+
+  void SettleTouched() {
+    const absl::Span<const Slot> slots(touched_.data(), std::exchange(touches_, 0));
+    if (slots.size() > 1) {
+      for (Slot slot : slots) {
+        const Node& node = nodes_[slot];
+        if (node.older != kNoSlot) __builtin_prefetch(&nodes_[node.older], 1);
+        if (node.newer != kNoSlot) __builtin_prefetch(&nodes_[node.newer], 1);
+      }
+    }
+    for (Slot slot : slots) {
+      Detach(slot);
+      Append(slot);
+    }
   }
 
   void Append(Slot slot) {
@@ -115,6 +134,9 @@ class LruPolicy final : public EvictionPolicy {
   Slot oldest_ = kNoSlot;
   Slot newest_ = kNoSlot;
   SlotHeap<uint64_t> returned_;
+
+  std::array<Slot, 64> touched_;
+  size_t touches_ = 0;
 };
 
 }  // namespace

@@ -1,0 +1,46 @@
+// What the store is to reach, measured against what it cannot be faster than.
+//
+//   bazel run -c opt //bench/targets -- [--only TEXT] [--rounds N] [--json FILE]
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
+#include "kvcache/bench/targets/suite.h"
+
+namespace {
+
+constexpr const char* kUsage =
+    "Usage: targets [--only=TEXT] [--rounds=N] [--json=FILE]\n\n"
+    "Measures the store beside references in the same run, and says which targets are met.\n\n"
+    "  --only=TEXT    only rows whose name contains TEXT (hit, put, memory, threads, copy)\n"
+    "  --rounds=N     rounds of each row, whose median counts (default: 9)\n"
+    "  --json=FILE    also write the results there\n";
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  kvcache::bench::Suite::Options options;
+  for (int i = 1; i < argc; ++i) {
+    absl::string_view argument = argv[i];
+    if (argument == "--help") {
+      std::printf("%s", kUsage);
+      return 0;
+    }
+    if (absl::ConsumePrefix(&argument, "--only=")) {
+      options.only = std::string(argument);
+    } else if (absl::ConsumePrefix(&argument, "--json=")) {
+      options.json = std::string(argument);
+    } else if (!absl::ConsumePrefix(&argument, "--rounds=") ||
+               !absl::SimpleAtoi(argument, &options.rounds) || options.rounds < 1) {
+      std::fprintf(stderr, "'%s' is no flag, or no value of one; --help lists them\n", argv[i]);
+      return 2;
+    }
+  }
+  kvcache::bench::Suite suite(options);
+  kvcache::bench::MeasureLookups(suite);
+  kvcache::bench::MeasureWrites(suite);
+  return suite.Report() ? 0 : 1;
+}

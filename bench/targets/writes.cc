@@ -1,0 +1,83 @@
+// Writes without their copies, and the memory that a block costs.
+#include <unistd.h>
+
+#include <cstddef>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "benchmark/benchmark.h"
+#include "kvcache/bench/targets/fixtures.h"
+#include "kvcache/bench/targets/suite.h"
+#include "kvcache/core/cache.h"
+#include "kvcache/core/check.h"
+
+namespace kvcache::bench {
+namespace {
+
+// Pages of this process that are in memory.
+size_t ResidentBytes() {
+  size_t total = 0, resident = 0;
+  std::FILE* file = std::fopen("/proc/self/statm", "r");
+  KVCACHE_CHECK(file != nullptr && std::fscanf(file, "%zu %zu", &total, &resident) == 2,
+                "cannot read /proc/self/statm");
+  std::fclose(file);
+  return resident * sysconf(_SC_PAGESIZE);
+}
+
+std::string Count(size_t count) {
+  return count >= 1'000'000 ? absl::StrCat(count / 1'000'000, " M")
+                            : absl::StrCat(count / 1000, " k");
+}
+
+void MeasureEviction(Suite& suite, size_t count) {
+  const std::string name = absl::StrCat("put: evict + insert, ", Count(count), " entries");
+  const std::string memory = absl::StrCat("memory: per resident block, ", Count(count), " blocks");
+  if (!suite.Wants(name) && !suite.Wants(memory)) return;
+  const size_t steps = std::min<size_t>(count / 2, 100'000);
+  // The cache evicts the oldest: so the map erases what was inserted the longest ago.
+  const std::vector<BlockKey> keys = RandomKeys(count + count / 2);
+  const size_t before = ResidentBytes();
+  const std::unique_ptr<Cache> cache = FullCache(absl::MakeSpan(keys).first(count));
+  const double bytes = static_cast<double>(ResidentBytes() - before) / static_cast<double>(count);
+  if (count >= 1'000'000) {
+    suite.Value(memory, "bytes", Goal::kAtMost, 160, [bytes] { return bytes; });
+  }
+  absl::flat_hash_map<BlockKey, size_t> map;
+  map.reserve(count);
+  for (size_t i = 0; i < count; ++i) map[keys[i]] = i;
+
+  size_t cache_next = count;
+  const auto evict = [&] {
+    return 1e9 / static_cast<double>(steps) * Seconds([&] {
+             for (size_t i = 0; i < steps; ++i) {
+               cache->Reserve(keys[cache_next], {64, 1})->Commit().IgnoreError();
+               if (++cache_next == keys.size()) cache_next = 0;
+             }
+           });
+  };
+  size_t map_next = count;
+  const auto replace = [&] {
+    return 1e9 / static_cast<double>(steps) * Seconds([&] {
+             for (size_t i = 0; i < steps; ++i) {
+               benchmark::DoNotOptimize(map.find(keys[map_next]) == map.end());
+               map.erase(keys[(map_next + keys.size() - count) % keys.size()]);
+               map[keys[map_next]] = map_next;
+               if (++map_next == keys.size()) map_next = 0;
+             }
+           });
+  };
+  suite.Ratio(name, "ns", Goal::kAtMost, 2.0, evict, "find + erase + insert", replace);
+}
+
+}  // namespace
+
+void MeasureWrites(Suite& suite) {
+  for (size_t count : {10'000, 100'000, 1'000'000, 10'000'000}) MeasureEviction(suite, count);
+}
+
+}  // namespace kvcache::bench

@@ -1,0 +1,96 @@
+// SlotIndex: from the hash of a key to the slot of its entry.
+#ifndef KVCACHE_CORE_SLOT_INDEX_H_
+#define KVCACHE_CORE_SLOT_INDEX_H_
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "kvcache/core/check.h"
+#include "kvcache/core/slot.h"
+
+namespace kvcache {
+
+// A hash table that holds no keys: an entry is a slot and 32 bits of its key's hash, its tag, so a
+// lookup costs one cache miss here and nearly always exactly one where the keys are.
+//
+// All entries stand in the order of their tags, each at its tag's place in the array or as soon
+// after it as there is room (linear probing, ordered; Amble and Knuth, 1974). So a miss ends at the
+// first larger tag, and removing leaves no tombstones. At most 4 of 5 places are taken.
+//
+// Hashes are multiplied by a random odd number first: nobody can choose keys that fall together.
+//
+// O(1) expected. Allocates only in SetMaxSlots(): 10 bytes for each slot. Not thread-safe.
+class SlotIndex {
+ public:
+  // REQUIRES: empty.
+  void SetMaxSlots(size_t max_slots) {
+    KVCACHE_CHECK(size_ == 0, size_, " entries already");
+    places_ = max_slots + max_slots / 4 + 1;
+    // Those with the last tags need places behind them. A run of this many taken places has a
+    // probability below 1e-40.
+    entries_.assign(places_ + std::min<size_t>(max_slots, 4096) + 1, Entry());
+  }
+
+  size_t size() const { return size_; }
+
+  // The slot that was inserted with `hash` and for which `matches(slot)` is true, or kNoSlot. Calls
+  // `matches` for other slots only when their hashes have the same tag.
+  template <typename Matches>
+  Slot Find(uint64_t hash, const Matches& matches) const {
+    const uint32_t tag = TagOf(hash);
+    for (const Entry* e = &entries_[PlaceOf(tag)]; e->slot != kNoSlot && e->tag <= tag; ++e) {
+      if (e->tag == tag && matches(e->slot)) return e->slot;
+    }
+    return kNoSlot;
+  }
+
+  // A first step of Find() for many hashes: has the processor fetch what the search will read.
+  void Prefetch(uint64_t hash) const { __builtin_prefetch(&entries_[PlaceOf(TagOf(hash))]); }
+
+  // REQUIRES: the slot is not in the index, which has less than max_slots.
+  void Insert(uint64_t hash, Slot slot) {
+    Entry entry = {TagOf(hash), slot};
+    Entry* e = &entries_[PlaceOf(entry.tag)];
+    while (e->slot != kNoSlot && e->tag <= entry.tag) ++e;
+    for (; entry.slot != kNoSlot; ++e) {
+      KVCACHE_CHECK(e != &entries_.back(), "the index is full, of ", size_);
+      std::swap(*e, entry);
+    }
+    ++size_;
+  }
+
+  // REQUIRES: the slot was inserted with this hash.
+  void Erase(uint64_t hash, Slot slot) {
+    const uint32_t tag = TagOf(hash);
+    Entry* e = &entries_[PlaceOf(tag)];
+    while (e->slot != slot) {
+      KVCACHE_CHECK(e->slot != kNoSlot && e->tag <= tag, "slot ", slot, " is not in the index");
+      ++e;
+    }
+    for (; e[1].slot != kNoSlot && &entries_[PlaceOf(e[1].tag)] <= e; ++e) e[0] = e[1];
+    *e = Entry();
+    --size_;
+  }
+
+ private:
+  struct Entry {
+    uint32_t tag = 0;
+    Slot slot = kNoSlot;
+  };
+
+  uint32_t TagOf(uint64_t hash) const { return static_cast<uint32_t>(hash * factor_ >> 32); }
+  size_t PlaceOf(uint32_t tag) const { return uint64_t{tag} * places_ >> 32; }
+
+  const uint64_t factor_ = (uint64_t{std::random_device()()} << 32 | std::random_device()()) | 1;
+  size_t places_ = 0;
+  std::vector<Entry> entries_;  // behind places_: room for the last ones, and one that stays empty
+  size_t size_ = 0;
+};
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_CORE_SLOT_INDEX_H_
