@@ -16,8 +16,10 @@ absl::StatusOr<ExtentAllocator> ExtentAllocator::Create(const ExtentAllocatorOpt
         "that; alignment = ",
         options.alignment, ", capacity_bytes = ", options.capacity_bytes));
   }
-  return ExtentAllocator(options.capacity_bytes & ~(options.alignment - 1),
-                         std::countr_zero(options.alignment));
+  ExtentAllocator allocator(options.capacity_bytes & ~(options.alignment - 1),
+                            std::countr_zero(options.alignment));
+  allocator.GrowTo(options.initial_bytes);
+  return allocator;
 }
 
 ExtentAllocator::ExtentAllocator(size_t capacity, int alignment_shift)
@@ -26,8 +28,7 @@ ExtentAllocator::ExtentAllocator(size_t capacity, int alignment_shift)
   heads_.assign(rows * 64, kEnd);
   row_bits_.assign(rows, 0);
   AddChunk();
-  node(kEnd) = {capacity, kEnd, kEnd, kUsed, kEnd};
-  Link(InsertAfter(kEnd, 0));
+  node(kEnd) = {0, kEnd, kEnd, kUsed, kEnd};
 }
 
 absl::StatusOr<Extent> ExtentAllocator::Allocate(size_t bytes) {
@@ -74,6 +75,24 @@ void ExtentAllocator::Free(const Extent& extent) {
     i = before;
   }
   Link(i);
+}
+
+void ExtentAllocator::GrowTo(size_t bytes) {
+  const size_t end = std::min(bytes, capacity_) & ~(alignment() - 1);
+  if (end <= grown_bytes()) return;
+  uint32_t last = node(kEnd).before;
+  if (IsFree(node(last))) {
+    Unlink(last);
+  } else {
+    last = InsertAfter(last, grown_bytes());
+  }
+  node(kEnd).offset = end;
+  Link(last);
+}
+
+size_t ExtentAllocator::free_tail_bytes() const {
+  const Node& last = node(node(kEnd).before);
+  return IsFree(last) ? SizeOf(last) : 0;
 }
 
 size_t ExtentAllocator::largest_free_bytes() const {
@@ -209,7 +228,9 @@ absl::Status ExtentAllocator::CheckConsistency() const {
       return wrong(i, "free beside a free extent");
     }
   }
-  if (end != capacity_ || node(kEnd).before != before) return wrong(kEnd, "the ring is not closed");
+  if (end != grown_bytes() || end > capacity_ || node(kEnd).before != before) {
+    return wrong(kEnd, "the ring is not closed");
+  }
   if (used != used_) return wrong(kEnd, "used bytes are not the sum of the extents");
 
   size_t listed = 0;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -19,6 +20,9 @@ struct ExtentAllocatorOptions {
   size_t capacity_bytes = 0;
   // A power of two. Offsets and sizes of all extents are multiples of it. Default: a cache line.
   size_t alignment = 64;
+  // What of the range can be handed out from the start, [0, initial_bytes); GrowTo() adds the rest
+  // as it becomes ready. Default: all of it.
+  size_t initial_bytes = std::numeric_limits<size_t>::max();
 };
 
 // Divides [0, capacity) into extents. It works on offsets alone, so host memory, device memory and
@@ -49,12 +53,21 @@ class ExtentAllocator {
   // REQUIRES: `extent` is what Allocate() returned and was not freed since; aborts otherwise.
   void Free(const Extent& extent);
 
+  // From now on [0, bytes) can be handed out: rounded down to the alignment, at most the capacity;
+  // does nothing when that is no more than before.
+  void GrowTo(size_t bytes);
+
   size_t capacity() const { return capacity_; }
   size_t alignment() const { return size_t{1} << alignment_shift_; }
 
-  // The sum of the sizes of all extents handed out, and what remains.
+  // Extents are handed out of [0, grown_bytes()). Free bytes at its end, which GrowTo() makes
+  // longer.
+  size_t grown_bytes() const { return node(kEnd).offset; }
+  size_t free_tail_bytes() const;
+
+  // The sum of the sizes of all extents handed out, and what remains of grown_bytes().
   size_t used_bytes() const { return used_; }
-  size_t free_bytes() const { return capacity_ - used_; }
+  size_t free_bytes() const { return grown_bytes() - used_; }
 
   // The most that Allocate() can give now. Exact unless more than kSearchSteps free extents share
   // the highest size class; then less than 1/64 below the size of the largest.
@@ -67,7 +80,7 @@ class ExtentAllocator {
 
  private:
   // An extent, used or free, or a spare node. All extents form a ring in the order of their
-  // offsets, closed by kEnd, which begins at the capacity and has no size: so an extent ends where
+  // offsets, closed by kEnd, which begins at grown_bytes() and has no size: so an extent ends where
   // the next begins.
   struct Node {
     size_t offset;

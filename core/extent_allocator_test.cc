@@ -253,6 +253,85 @@ TEST(ExtentAllocatorTest, ExhaustionAndFullFreeGiveTheWholeCapacityBack) {
   EXPECT_EQ(allocator.Allocate(1 << 20).value().offset, 0u);
 }
 
+ExtentAllocator MakeGrowing(size_t capacity_bytes, size_t initial_bytes) {
+  return ExtentAllocator::Create(
+             {.capacity_bytes = capacity_bytes, .alignment = 64, .initial_bytes = initial_bytes})
+      .value();
+}
+
+TEST(ExtentAllocatorTest, HandsOutNothingBeyondWhatItHasGrownTo) {
+  ExtentAllocator allocator = MakeGrowing(4096, 0);
+  EXPECT_EQ(allocator.capacity(), 4096u);
+  EXPECT_EQ(allocator.grown_bytes(), 0u);
+  EXPECT_EQ(allocator.free_bytes(), 0u);
+  EXPECT_EQ(allocator.free_tail_bytes(), 0u);
+  EXPECT_EQ(allocator.largest_free_bytes(), 0u);
+  EXPECT_TRUE(allocator.CheckConsistency().ok()) << allocator.CheckConsistency();
+  EXPECT_EQ(allocator.Allocate(64).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(allocator.Allocate(4097).status().code(), absl::StatusCode::kInvalidArgument);
+
+  allocator.GrowTo(1024 + 63);
+  EXPECT_EQ(allocator.grown_bytes(), 1024u) << "whole units";
+  EXPECT_EQ(allocator.Allocate(1025).status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(allocator.Allocate(1024).value().offset, 0u);
+  EXPECT_TRUE(allocator.CheckConsistency().ok()) << allocator.CheckConsistency();
+}
+
+TEST(ExtentAllocatorTest, GrowingMergesWithAFreeTail) {
+  ExtentAllocator allocator = MakeGrowing(4096, 1024);
+  const Extent first = allocator.Allocate(512).value();
+  EXPECT_EQ(allocator.free_tail_bytes(), 512u);
+  allocator.GrowTo(2048);
+  EXPECT_EQ(allocator.free_tail_bytes(), 1536u);
+  const Extent second = allocator.Allocate(1536).value();
+  EXPECT_EQ(second.offset, 512u);
+  EXPECT_EQ(allocator.free_tail_bytes(), 0u);
+  // Behind an extent in use there is nothing to merge with.
+  allocator.GrowTo(3072);
+  EXPECT_EQ(allocator.Allocate(1024).value().offset, 2048u);
+  allocator.Free(first);
+  EXPECT_EQ(allocator.free_tail_bytes(), 0u);
+  EXPECT_TRUE(allocator.CheckConsistency().ok()) << allocator.CheckConsistency();
+}
+
+TEST(ExtentAllocatorTest, GrowingIsNeverPastTheCapacityAndNeverBack) {
+  ExtentAllocator allocator = MakeGrowing(1000, 512);
+  allocator.GrowTo(256);
+  EXPECT_EQ(allocator.grown_bytes(), 512u);
+  allocator.GrowTo(kMax);
+  EXPECT_EQ(allocator.grown_bytes(), 960u);
+  EXPECT_EQ(allocator.largest_free_bytes(), 960u);
+  EXPECT_TRUE(allocator.CheckConsistency().ok()) << allocator.CheckConsistency();
+}
+
+TEST(ExtentAllocatorTest, GrowingByWhatTheTailLacksGivesExactlyTheTail) {
+  std::mt19937_64 random(11);
+  ExtentAllocator allocator = MakeGrowing(64 << 20, 0);
+  std::vector<Extent> live;
+  for (int i = 0; i < 20'000 && allocator.grown_bytes() < allocator.capacity(); ++i) {
+    const size_t bytes = (20'000 + random() % 2'000) / 64 * 64;
+    absl::StatusOr<Extent> extent = allocator.Allocate(bytes);
+    if (!extent.ok()) {
+      const size_t end = allocator.grown_bytes() + bytes - allocator.free_tail_bytes();
+      allocator.GrowTo(end);
+      extent = allocator.Allocate(bytes);
+      ASSERT_TRUE(extent.ok() || end > allocator.capacity()) << extent.status();
+      if (!extent.ok()) break;
+      EXPECT_EQ(extent->offset + extent->size, end);
+    }
+    live.push_back(*extent);
+    if (random() % 8 < 3) {
+      std::swap(live[random() % live.size()], live.back());
+      allocator.Free(live.back());
+      live.pop_back();
+    }
+    if (i % 100 == 0) {
+      ASSERT_TRUE(allocator.CheckConsistency().ok()) << allocator.CheckConsistency();
+    }
+  }
+  EXPECT_GT(live.size(), 1000u);
+}
+
 TEST(ExtentAllocatorTest, MovingKeepsTheExtents) {
   ExtentAllocator first = Make(4096, 64);
   const Extent extent = first.Allocate(100).value();
