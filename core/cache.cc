@@ -476,6 +476,7 @@ CacheStats Cache::stats() const {
   }
   stats.backend = backend_->traits().name;
   stats.policy = policy_->name();
+  stats.backend_stats = backend_->stats();
   return stats;
 }
 

@@ -2,8 +2,10 @@
 
 #include <array>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 
 namespace kvcache {
@@ -90,14 +92,21 @@ std::string Ratio(uint64_t part, uint64_t whole, absl::string_view of_what) {
   return text;
 }
 
-std::string Bytes(uint64_t bytes) {
+std::string Bytes(double bytes) {
   constexpr std::array kUnits = {"KiB", "MiB", "GiB", "TiB", "PiB", "EiB"};
-  if (bytes < 1024) return absl::StrCat(bytes, " B");
-  double value = static_cast<double>(bytes) / 1024;
+  if (bytes < 1024) return absl::StrFormat("%.0f B", bytes);
+  double value = bytes / 1024;
   size_t unit = 0;
   // 1023.95 would be printed as 1024.0.
   for (; value >= 1023.95 && unit + 1 < kUnits.size(); ++unit) value /= 1024;
   return absl::StrFormat("%.1f %s", value, kUnits[unit]);
+}
+
+// "1.5 GiB", "1.5 GiB/s", "42", by the unit at the end of its name.
+std::string Figure(const BackendStats::Metric& metric) {
+  if (absl::EndsWith(metric.name, "_bytes")) return Bytes(metric.value);
+  if (absl::EndsWith(metric.name, "_bytes_per_second")) return Bytes(metric.value) + "/s";
+  return absl::StrFormat("%.6g", metric.value);
 }
 
 void AppendLine(std::string* text, absl::string_view title, absl::string_view line) {
@@ -123,6 +132,21 @@ void AppendGauge(std::string* text, absl::string_view name, absl::string_view he
                  absl::string_view value) {
   AppendHeader(text, name, "gauge", help);
   absl::StrAppend(text, "kvcache_", name, " ", value, "\n");
+}
+
+void AppendBackendStats(std::string* text, const BackendStats& stats) {
+  if (!stats.facts.empty()) {
+    AppendHeader(text, "backend_info", "gauge", "What the backend decided; always 1.");
+    const auto label = [](std::string* out, const BackendStats::Fact& fact) {
+      absl::StrAppend(out, fact.name, "=\"", Escaped(fact.value), "\"");
+    };
+    absl::StrAppend(text, "kvcache_backend_info{", absl::StrJoin(stats.facts, ",", label), "} 1\n");
+  }
+  for (const BackendStats::Metric& metric : stats.metrics) {
+    const std::string name = absl::StrCat("backend_", metric.name, metric.counter ? "_total" : "");
+    AppendHeader(text, name, metric.counter ? "counter" : "gauge", metric.help);
+    absl::StrAppendFormat(text, "kvcache_%s %.15g\n", name, metric.value);
+  }
 }
 
 // A metric with one value for each namespace.
@@ -187,6 +211,14 @@ std::string StatsText(const CacheStats& stats) {
       &text, "rejected",
       absl::StrCat(c.rejected_too_large, " too large, ", c.rejected_pinned, " pinned, ",
                    c.rejected_fragmented, " fragmented, ", c.rejected_by_policy, " by the policy"));
+  std::vector<std::string> of_backend;
+  for (const BackendStats::Fact& fact : stats.backend_stats.facts) {
+    of_backend.push_back(absl::StrCat(fact.name, " ", fact.value));
+  }
+  for (const BackendStats::Metric& metric : stats.backend_stats.metrics) {
+    of_backend.push_back(absl::StrCat(metric.name, " ", Figure(metric)));
+  }
+  if (!of_backend.empty()) AppendLine(&text, stats.backend, absl::StrJoin(of_backend, ", "));
   return text;
 }
 
@@ -205,6 +237,7 @@ std::string PrometheusText(const CacheStats& stats) {
               absl::StrCat(stats.leases));
   AppendGauge(&text, "oldest_lease_seconds", "The age of the oldest lease; 0 without leases.",
               Seconds(stats.oldest_lease));
+  AppendBackendStats(&text, stats.backend_stats);
   for (const Gauge& gauge : kGauges) {
     AppendFamily(&text, stats, gauge.name, "gauge", gauge.help,
                  [&](const NamespaceStats& ns) { return ns.usage.*gauge.field; });

@@ -9,6 +9,7 @@
 
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "kvcache/core/backend_stats.h"
 
 namespace kvcache {
 
@@ -82,6 +83,7 @@ struct CacheStats {
   absl::Duration oldest_lease;  // zero without leases
   std::string backend;
   std::string policy;
+  BackendStats backend_stats;
 };
 
 // For people: a few aligned lines. Rates are named for what they count and come with denominators.
@@ -89,6 +91,7 @@ std::string StatsText(const CacheStats& stats);
 
 // The Prometheus text exposition format, version 0.0.4; every metric starts with `kvcache_` and has
 // the labels namespace (the id) and model where it is kept per namespace. Label values are escaped.
+// The backend's own figures are kvcache_backend_NAME, its facts labels of kvcache_backend_info.
 std::string PrometheusText(const CacheStats& stats);
 
 }  // namespace kvcache

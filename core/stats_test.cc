@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <regex>
 #include <set>
 #include <string>
@@ -62,6 +63,12 @@ CacheStats Example() {
     stats.counters += n.counters;
     stats.usage += n.usage;
   }
+  stats.backend_stats.facts = {{"fault_in", "background"}, {"error", "a \"b\""}};
+  stats.backend_stats.metrics = {
+      {"faulted_bytes", "Bytes of memory faulted in.", 3221225472, /*counter=*/false},
+      {"page_fault_bytes", "Bytes used before that.", 1536, /*counter=*/true},
+      {"first_touch_bytes_per_second", "How fast that is.", 2.5e9, /*counter=*/false},
+      {"seconds", "How long it took.", 1.25, /*counter=*/false}};
   return stats;
 }
 
@@ -174,7 +181,25 @@ TEST(StatsTest, TextForPeopleIsAFewAlignedLines) {
             "copied         1.5 KiB in, 1023 B out, 61 blocks written, 6 writes failed\n"
             "never reused   2 of 8 evicted blocks (25.0 %)\n"
             "gone           8 evicted, 3 expired, 4 erased, 5 replaced\n"
-            "rejected       7 too large, 9 pinned, 10 fragmented, 11 by the policy\n");
+            "rejected       7 too large, 9 pinned, 10 fragmented, 11 by the policy\n"
+            "cpu_ram        fault_in background, error a \"b\", faulted_bytes 3.0 GiB, "
+            "page_fault_bytes 1.5 KiB, first_touch_bytes_per_second 2.3 GiB/s, seconds 1.25\n");
+}
+
+TEST(StatsTest, ABackendWithNothingToSayHasNoLine) {
+  CacheStats stats = Example();
+  stats.backend_stats = {};
+  EXPECT_THAT(StatsText(stats), HasSubstr("by the policy\n"));
+  EXPECT_THAT(StatsText(stats), Not(HasSubstr("cpu_ram  ")));
+  EXPECT_THAT(PrometheusText(stats), Not(HasSubstr("kvcache_backend")));
+}
+
+TEST(StatsTest, FiguresAndFactsOfTheBackendAreFoundByName) {
+  const BackendStats stats = Example().backend_stats;
+  EXPECT_EQ(stats.Value("page_fault_bytes"), 1536);
+  EXPECT_EQ(stats.Text("fault_in"), "background");
+  EXPECT_EQ(stats.Value("pinned_bytes"), std::nullopt);
+  EXPECT_EQ(stats.Text("device"), std::nullopt);
 }
 
 TEST(StatsTest, NothingIsDividedByZero) {
@@ -206,6 +231,10 @@ TEST(StatsTest, PrometheusTextFollowsTheFormat) {
   EXPECT_EQ(samples.at("kvcache_info{backend=\"cpu_ram\",policy=\"lru\"}"), "1");
   EXPECT_EQ(samples.at("kvcache_capacity_bytes"), "4294967296");
   EXPECT_EQ(samples.at("kvcache_oldest_lease_seconds"), "1.5");
+  EXPECT_EQ(samples.at("kvcache_backend_info{fault_in=\"background\",error=\"a \\\"b\\\"\"}"), "1");
+  EXPECT_EQ(samples.at("kvcache_backend_faulted_bytes"), "3221225472");
+  EXPECT_EQ(samples.at("kvcache_backend_page_fault_bytes_total"), "1536");
+  EXPECT_EQ(samples.at("kvcache_backend_seconds"), "1.25");
   const std::string labels = "{namespace=\"0\",model=\"llama\"}";
   EXPECT_EQ(samples.at("kvcache_request_hits_total" + labels), "97");
   EXPECT_EQ(samples.at("kvcache_in_use_bytes" + labels), "1073741824");

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kvcache/core/backend_stats.h"
 #include "kvcache/core/extent.h"
 #include "kvcache/core/memory_space.h"
 #include "kvcache/core/transfer.h"
@@ -75,6 +76,9 @@ class StorageBackend {
   // a call.
   virtual Transfer Write(absl::Span<const WriteOp> ops, Stream stream) = 0;
   virtual Transfer Read(absl::Span<const ReadOp> ops, Stream stream) = 0;
+
+  // What the backend says of itself: its own figures, for Cache::stats(). Never blocks for long.
+  virtual BackendStats stats() const { return {}; }
 };
 
 // The checks that every backend makes of an op before it copies: kInvalidArgument, naming the
