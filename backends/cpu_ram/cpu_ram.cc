@@ -3,32 +3,89 @@
 #include <sanitizer/asan_interface.h>
 
 #include <cstring>
+#include <optional>
 #include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/backends/cpu_ram/available_memory.h"
+#include "kvcache/backends/cpu_ram/background_fault_in.h"
+#include "kvcache/backends/cpu_ram/huge_page_trial.h"
 #include "kvcache/backends/cpu_ram/memory_region.h"
+#include "kvcache/backends/cpu_ram/region_allocator.h"
 #include "kvcache/core/check.h"
 #include "kvcache/core/extent_allocator.h"
-#include "kvcache/core/mutex.h"
 
 namespace kvcache {
 namespace {
+
+using FaultIn = CpuRamOptions::FaultIn;
+using HugePages = CpuRamOptions::HugePages;
+
+struct PageChoice {
+  bool huge = true;
+  const char* decided_by = "option";
+  std::optional<HugePageTrial> trial = {};
+};
+
+PageChoice ChoosePages(const CpuRamOptions& options) {
+  constexpr size_t kWorthATrial = size_t{1} << 30;
+  if (options.huge_pages != HugePages::kAuto) {
+    return {.huge = options.huge_pages == HugePages::kAdvise};
+  }
+  if (options.capacity_bytes < kWorthATrial) return {.decided_by = "capacity"};
+  const std::optional<HugePageTrial> trial = RunHugePageTrial();
+  return {.huge = !trial || trial->PreferHuge(), .decided_by = "trial", .trial = trial};
+}
+
+const char* NameOf(FaultIn fault_in) {
+  switch (fault_in) {
+    case FaultIn::kOnUse:
+      return "on_use";
+    case FaultIn::kAtCreate:
+      return "at_create";
+    case FaultIn::kBackground:
+      return "background";
+  }
+  return "";
+}
+
+// Refuses when so little memory is left that somebody may soon be killed for it. Looks, which takes
+// some 0.1 ms, only now and then.
+absl::Status FaultInWhileThereIsMemory(const MemoryRegion& region, size_t offset, size_t size) {
+  constexpr size_t kLookEvery = size_t{64} << 20;
+  constexpr size_t kLeaveFree = size_t{256} << 20;
+  if ((offset + size) % kLookEvery == 0) {
+    const AvailableMemory available = ReadAvailableMemory();
+    if (available.bytes < kLeaveFree) {
+      return absl::ResourceExhaustedError(absl::StrCat("stopped at offset ", offset, ": only ",
+                                                       available.bytes, " bytes are available (",
+                                                       available.limit, ")"));
+    }
+  }
+  return region.FaultIn(offset, size);
+}
 
 // Under the address sanitizer, bytes outside of extents are poisoned: what uses an extent after it
 // was freed is found.
 class CpuRamBackend final : public StorageBackend {
  public:
-  CpuRamBackend(MemoryRegion region, ExtentAllocator allocator)
+  CpuRamBackend(FaultIn fault_in, const PageChoice& pages, MemoryRegion region,
+                ExtentAllocator allocator)
       : traits_{.name = "cpu_ram",
                 .memory_space = {MemoryKind::kHost},
                 .capacity_bytes = allocator.capacity(),
                 .alignment = allocator.alignment()},
+        fault_in_(fault_in),
+        pages_(pages),
         region_(std::move(region)),
         allocator_(std::move(allocator)) {
     ASAN_POISON_MEMORY_REGION(region_.data(), region_.size());
+    if (fault_in == FaultIn::kBackground) {
+      background_.emplace(&allocator_, [this](size_t offset, size_t size) {
+        return FaultInWhileThereIsMemory(region_, offset, size);
+      });
+    }
   }
 
   ~CpuRamBackend() override { ASAN_UNPOISON_MEMORY_REGION(region_.data(), region_.size()); }
@@ -36,16 +93,15 @@ class CpuRamBackend final : public StorageBackend {
   const BackendTraits& traits() const override { return traits_; }
 
   absl::StatusOr<Extent> Allocate(size_t bytes) override {
-    MutexLock lock(mu_);
     absl::StatusOr<Extent> extent = allocator_.Allocate(bytes);
     if (extent.ok()) ASAN_UNPOISON_MEMORY_REGION(Address(*extent), extent->size);
     return extent;
   }
 
   void Free(Extent extent) override {
-    MutexLock lock(mu_);
-    allocator_.Free(extent);
+    // Before somebody else gets it.
     ASAN_POISON_MEMORY_REGION(Address(extent), extent.size);
+    allocator_.Free(extent);
   }
 
   std::byte* Address(Extent extent) const override {
@@ -57,6 +113,32 @@ class CpuRamBackend final : public StorageBackend {
   Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override { return Run(ops, stream); }
 
   Transfer Read(absl::Span<const ReadOp> ops, Stream stream) override { return Run(ops, stream); }
+
+  BackendStats stats() const override {
+    BackendStats stats;
+    stats.facts = {{"fault_in", NameOf(fault_in_)},
+                   {"huge_pages", pages_.huge ? "advise" : "never"},
+                   {"huge_pages_decided_by", pages_.decided_by}};
+    if (background_) {
+      if (const absl::Status status = background_->status(); !status.ok()) {
+        stats.facts.push_back({"fault_in_error", status.ToString()});
+      }
+    }
+    stats.metrics = {
+        {"faulted_bytes", "Memory that was taken from the system.",
+         static_cast<double>(allocator_.faulted_bytes())},
+        {"page_fault_bytes", "Bytes of blocks put into memory that was not faulted in yet.",
+         static_cast<double>(allocator_.page_fault_bytes()), /*counter=*/true}};
+    if (pages_.trial) {
+      stats.metrics.push_back({"small_pages_first_touch_bytes_per_second",
+                               "The trial's speed of faulting in small pages.",
+                               pages_.trial->small_bytes_per_second});
+      stats.metrics.push_back({"huge_pages_first_touch_bytes_per_second",
+                               "The trial's speed of faulting in huge pages.",
+                               pages_.trial->huge_bytes_per_second});
+    }
+    return stats;
+  }
 
  private:
   bool IsInside(const Extent& extent) const {
@@ -117,16 +199,20 @@ class CpuRamBackend final : public StorageBackend {
   }
 
   const BackendTraits traits_;
+  const FaultIn fault_in_;
+  const PageChoice pages_;
   const MemoryRegion region_;
-  Mutex mu_;
-  ExtentAllocator allocator_ ABSL_GUARDED_BY(mu_);
+  RegionAllocator allocator_;
+  std::optional<BackgroundFaultIn> background_;  // uses the two before it
 };
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StorageBackend>> CreateCpuRamBackend(const CpuRamOptions& options) {
+  const bool at_create = options.fault_in == FaultIn::kAtCreate;
   absl::StatusOr<ExtentAllocator> allocator =
-      ExtentAllocator::Create({.capacity_bytes = options.capacity_bytes});
+      ExtentAllocator::Create({.capacity_bytes = options.capacity_bytes,
+                               .initial_bytes = at_create ? options.capacity_bytes : 0});
   if (!allocator.ok()) return allocator.status();
   const AvailableMemory available = ReadAvailableMemory();
   if (options.capacity_bytes > available.bytes) {
@@ -136,10 +222,13 @@ absl::StatusOr<std::unique_ptr<StorageBackend>> CreateCpuRamBackend(const CpuRam
   }
   absl::StatusOr<MemoryRegion> region = MemoryRegion::Reserve(allocator->capacity());
   if (!region.ok()) return region.status();
-  if (options.fault_in == CpuRamOptions::FaultIn::kAtCreate) {
-    if (absl::Status status = region->FaultIn(); !status.ok()) return status;
+  const PageChoice pages = ChoosePages(options);
+  region->AdviseHugePages(pages.huge, 0, region->size());
+  if (at_create) {
+    if (absl::Status status = region->FaultInAll(); !status.ok()) return status;
   }
-  return std::make_unique<CpuRamBackend>(*std::move(region), *std::move(allocator));
+  return std::make_unique<CpuRamBackend>(options.fault_in, pages, *std::move(region),
+                                         *std::move(allocator));
 }
 
 }  // namespace kvcache

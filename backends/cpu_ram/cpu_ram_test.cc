@@ -1,8 +1,15 @@
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <optional>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -39,7 +46,8 @@ TEST(CpuRamTest, ACapacityBelowOneUnitIsInvalid) {
 }
 
 TEST(CpuRamTest, MoreThanTheSystemHasIsRefusedWithBothValues) {
-  for (const auto fault_in : {CpuRamOptions::FaultIn::kOnUse, CpuRamOptions::FaultIn::kAtCreate}) {
+  for (const auto fault_in : {CpuRamOptions::FaultIn::kOnUse, CpuRamOptions::FaultIn::kAtCreate,
+                              CpuRamOptions::FaultIn::kBackground}) {
     const absl::Status status =
         CreateCpuRamBackend({.capacity_bytes = size_t{1} << 60, .fault_in = fault_in}).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
@@ -56,6 +64,93 @@ TEST(CpuRamTest, MemoryIsUsableAlsoWhenTakenAtCreate) {
   const Extent extent = backend->Allocate(1 << 20).value();
   std::memset(backend->Address(extent), 1, extent.size);
   backend->Free(extent);
+}
+
+// Waits until no memory is left to be faulted in.
+void WaitUntilFaultedIn(const StorageBackend& backend) {
+  const auto capacity = static_cast<double>(backend.traits().capacity_bytes);
+  while (backend.stats().Value("faulted_bytes").value() < capacity) std::this_thread::yield();
+}
+
+TEST(CpuRamTest, MemoryIsFaultedInInTheBackground) {
+  constexpr size_t kCapacity = (size_t{40} << 20) + 64;
+  const auto backend = Make(kCapacity);
+  EXPECT_EQ(backend->stats().Text("fault_in"), "background");
+  WaitUntilFaultedIn(*backend);
+  const Extent extent = backend->Allocate(kCapacity).value();
+  std::vector<unsigned char> pages(kCapacity / sysconf(_SC_PAGESIZE) + 1);
+  ASSERT_EQ(mincore(backend->Address(extent), kCapacity, pages.data()), 0);
+  EXPECT_TRUE(std::all_of(pages.begin(), pages.end(), [](int page) { return (page & 1) != 0; }))
+      << "not in memory";
+  backend->Free(extent);
+  EXPECT_EQ(backend->stats().Value("faulted_bytes"), kCapacity);
+  EXPECT_EQ(backend->stats().Value("page_fault_bytes"), 0);
+  EXPECT_EQ(backend->stats().Text("fault_in_error"), std::nullopt);
+}
+
+TEST(CpuRamTest, AllOfItCanBeUsedWhileItIsFaultedIn) {
+  constexpr size_t kBlock = 100'032;
+  const auto backend = Make(300 * kBlock);
+  std::vector<Extent> extents;
+  for (int i = 0; i < 300; ++i) {
+    extents.push_back(backend->Allocate(kBlock).value());
+    std::memset(backend->Address(extents[i]), i % 251, kBlock);
+  }
+  EXPECT_EQ(backend->Allocate(1).status().code(), absl::StatusCode::kResourceExhausted);
+  WaitUntilFaultedIn(*backend);
+  for (int i = 0; i < 300; ++i) {
+    const std::string expected(kBlock, static_cast<char>(i % 251));
+    ASSERT_EQ(std::memcmp(backend->Address(extents[i]), expected.data(), kBlock), 0) << i;
+    backend->Free(extents[i]);
+  }
+}
+
+TEST(CpuRamTest, ItCanGoBeforeItIsFaultedIn) {
+  for (int i = 0; i < 10; ++i) Make(size_t{64} << 20);
+}
+
+TEST(CpuRamTest, OnUseTakesWhatIsUsedAndCountsIt) {
+  const auto backend =
+      CreateCpuRamBackend({.capacity_bytes = 1 << 20, .fault_in = CpuRamOptions::FaultIn::kOnUse})
+          .value();
+  EXPECT_EQ(backend->stats().Value("faulted_bytes"), 0);
+  for (int i = 0; i < 3; ++i) backend->Free(backend->Allocate(1000).value());
+  EXPECT_EQ(backend->stats().Value("faulted_bytes"), 1024);
+  EXPECT_EQ(backend->stats().Value("page_fault_bytes"), 1024);
+  EXPECT_EQ(backend->stats().Text("fault_in"), "on_use");
+}
+
+TEST(CpuRamTest, AtCreateLeavesNothingToFaultIn) {
+  const auto backend = CreateCpuRamBackend({.capacity_bytes = 1 << 20,
+                                            .fault_in = CpuRamOptions::FaultIn::kAtCreate})
+                           .value();
+  backend->Free(backend->Allocate(1 << 20).value());
+  EXPECT_EQ(backend->stats().Value("faulted_bytes"), 1 << 20);
+  EXPECT_EQ(backend->stats().Value("page_fault_bytes"), 0);
+  EXPECT_EQ(backend->stats().Text("fault_in"), "at_create");
+}
+
+TEST(CpuRamTest, HugePagesAreAChoiceThatTheStatisticsShow) {
+  using HugePages = CpuRamOptions::HugePages;
+  const auto stats = [](size_t capacity_bytes, HugePages huge_pages) {
+    return CreateCpuRamBackend({.capacity_bytes = capacity_bytes,
+                                .fault_in = CpuRamOptions::FaultIn::kOnUse,
+                                .huge_pages = huge_pages})
+        .value()
+        ->stats();
+  };
+  EXPECT_EQ(stats(4096, HugePages::kNever).Text("huge_pages"), "never");
+  EXPECT_EQ(stats(4096, HugePages::kAdvise).Text("huge_pages"), "advise");
+  EXPECT_EQ(stats(4096, HugePages::kAdvise).Text("huge_pages_decided_by"), "option");
+  const BackendStats small = stats(4096, HugePages::kAuto);
+  EXPECT_EQ(small.Text("huge_pages"), "advise");
+  EXPECT_EQ(small.Text("huge_pages_decided_by"), "capacity");
+  EXPECT_EQ(small.Value("huge_pages_first_touch_bytes_per_second"), std::nullopt);
+  const BackendStats large = stats(size_t{1} << 30, HugePages::kAuto);
+  EXPECT_EQ(large.Text("huge_pages_decided_by"), "trial");
+  const double small_pages = large.Value("small_pages_first_touch_bytes_per_second").value();
+  const double huge_pages = large.Value("huge_pages_first_touch_bytes_per_second").value();
+  EXPECT_EQ(large.Text("huge_pages"), 2 * huge_pages >= small_pages ? "advise" : "never");
 }
 
 TEST(CpuRamTest, DeviceMemoryIsRefusedOpByOp) {
@@ -114,10 +209,19 @@ TEST(CpuRamDeathTest, TheAddressSanitizerFindsUsesAfterFree) {
 TEST(CpuRamRegistryTest, IsMadeByName) {
   EXPECT_THAT(BackendNames(), Contains("cpu_ram"));
   for (const Settings& settings :
-       {Settings(), Settings{{"fault_in", "on_use"}}, Settings{{"fault_in", "at_create"}}}) {
+       {Settings(), Settings{{"fault_in", "on_use"}}, Settings{{"fault_in", "at_create"}},
+        Settings{{"fault_in", "background"}}, Settings{{"huge_pages", "never"}},
+        Settings{{"huge_pages", "advise"}}, Settings{{"huge_pages", "auto"}}}) {
     const auto backend = MakeBackend("cpu_ram", 4096, settings);
     ASSERT_TRUE(backend.ok()) << backend.status();
     EXPECT_EQ((*backend)->traits().capacity_bytes, 4096u);
+    const BackendStats stats = (*backend)->stats();
+    const auto is = [&](const char* name, const char* otherwise) -> std::string {
+      const auto setting = settings.find(name);
+      return setting == settings.end() ? otherwise : setting->second;
+    };
+    EXPECT_EQ(stats.Text("fault_in"), is("fault_in", "background"));
+    EXPECT_EQ(stats.Text("huge_pages") == "never", is("huge_pages", "auto") == "never");
   }
 }
 
@@ -127,7 +231,11 @@ TEST(CpuRamRegistryTest, UnknownSettingsAndValuesAreErrors) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("'numa_node'"));
   status = MakeBackend("cpu_ram", 4096, {{"fault_in", "later"}}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), HasSubstr("'later'"));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("'later' is none of: on_use, at_create, background"));
+  status = MakeBackend("cpu_ram", 4096, {{"huge_pages", "always"}}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("'always' is none of: never, advise, auto"));
 }
 
 }  // namespace

@@ -9,11 +9,11 @@
 namespace kvcache {
 
 // A range of this process's private memory, zeroed, which takes pages from the system as they are
-// touched and gives all of them back when it is destroyed. Begins on a boundary of 2 MiB and uses
-// huge pages where the system has them. Not part of core dumps: they would be too large, and show
-// what users wrote.
+// touched ("faulted in") and gives all of them back when it is destroyed. Begins on a boundary of
+// 2 MiB. Not part of core dumps: they would be too large, and show what users wrote.
 //
-// Movable. Thread-compatible.
+// Movable. Thread-compatible; FaultIn() may run beside anything that reads or writes the same
+// bytes.
 class MemoryRegion {
  public:
   // Errors: kInvalidArgument for 0 bytes; kResourceExhausted when there is no room for the
@@ -27,12 +27,21 @@ class MemoryRegion {
   std::byte* data() const { return data_; }
   size_t size() const { return size_; }
 
-  // Takes all pages from the system now, on several threads. Changes no byte. Errors:
-  // kResourceExhausted when the system has no more pages.
-  absl::Status FaultIn();
+  // Asks for huge pages, or for none whatever the system's default, where [offset, offset + size)
+  // is not faulted in yet. A wish: a system without huge pages ignores it.
+  // REQUIRES: the range is inside the region, `offset` a multiple of 2 MiB.
+  void AdviseHugePages(bool huge, size_t offset, size_t size) const;
 
-  // The same for kernels before 5.14, on this thread; too few pages kill the process.
-  void TouchEachPage();
+  // Takes the pages of [offset, offset + size) from the system now. Changes no byte. Errors:
+  // kResourceExhausted when the system has no more pages. Before Linux 5.14 it does the same as
+  // Touch(). REQUIRES: the range is inside the region.
+  absl::Status FaultIn(size_t offset, size_t size) const;
+
+  // FaultIn() of the whole region, on several threads.
+  absl::Status FaultInAll() const;
+
+  // FaultIn() without help of the system; too few pages kill the process.
+  void Touch(size_t offset, size_t size) const;
 
  private:
   MemoryRegion(void* mapping, size_t mapping_size, std::byte* data, size_t size)

@@ -1,6 +1,9 @@
 #include "kvcache/backends/cpu_ram/memory_region.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -55,20 +58,51 @@ TEST(MemoryRegionTest, NothingIsResidentUntilItIsTouched) {
 }
 
 TEST(MemoryRegionTest, FaultInTakesEveryPageAndChangesNoByte) {
-  MemoryRegion region = MemoryRegion::Reserve(200 * kMiB + 100).value();
+  const MemoryRegion region = MemoryRegion::Reserve(200 * kMiB + 100).value();
   region.data()[70 * kMiB] = std::byte{7};
-  ASSERT_TRUE(region.FaultIn().ok());
+  ASSERT_TRUE(region.FaultInAll().ok());
   EXPECT_EQ(ResidentPages(region), Pages(region));
   EXPECT_EQ(region.data()[70 * kMiB], std::byte{7});
   EXPECT_EQ(region.data()[region.size() - 1], std::byte{0});
 }
 
-TEST(MemoryRegionTest, TouchingEachPageDoesTheSame) {
-  MemoryRegion region = MemoryRegion::Reserve(6 * kMiB + 1).value();
+TEST(MemoryRegionTest, ARangeIsWholePages) {
+  const size_t page = sysconf(_SC_PAGESIZE);
+  const MemoryRegion region = MemoryRegion::Reserve(6 * kMiB + 1).value();
+  region.AdviseHugePages(false, 0, region.size());
+  ASSERT_TRUE(region.FaultIn(page - 64, 128).ok());
+  EXPECT_EQ(ResidentPages(region), 2u);
+  ASSERT_TRUE(region.FaultIn(6 * kMiB, 1).ok());
+  EXPECT_EQ(ResidentPages(region), 3u);
+  region.Touch(8 * page + 1, page);
+  EXPECT_EQ(ResidentPages(region), 5u);
+}
+
+TEST(MemoryRegionTest, TouchingTakesPagesToWriteToAndChangesNoByte) {
+  const MemoryRegion region = MemoryRegion::Reserve(6 * kMiB + 1).value();
   region.data()[4 * kMiB] = std::byte{7};
-  region.TouchEachPage();
+  // Reading maps a page of zeros that is nobody's own; the first write would fault again.
+  EXPECT_EQ(region.data()[kMiB], std::byte{0});
+  region.Touch(0, region.size());
   EXPECT_EQ(ResidentPages(region), Pages(region));
   EXPECT_EQ(region.data()[4 * kMiB], std::byte{7});
+  // The system writes, so that a sanitizer's own memory does not fault for it.
+  const int zeros = open("/dev/zero", O_RDONLY);
+  rusage before;
+  rusage after;
+  getrusage(RUSAGE_THREAD, &before);
+  EXPECT_EQ(syscall(SYS_read, zeros, region.data(), region.size()),
+            static_cast<int64_t>(region.size()));
+  getrusage(RUSAGE_THREAD, &after);
+  close(zeros);
+  EXPECT_EQ(after.ru_minflt, before.ru_minflt);
+}
+
+TEST(MemoryRegionTest, WithoutHugePagesATouchTakesOneSmallPage) {
+  const MemoryRegion region = MemoryRegion::Reserve(4 * kMiB).value();
+  region.AdviseHugePages(false, 0, region.size());
+  region.data()[0] = std::byte{1};
+  EXPECT_EQ(ResidentPages(region), 1u);
 }
 
 TEST(MemoryRegionTest, MovingKeepsTheAddress) {

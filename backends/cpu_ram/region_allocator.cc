@@ -1,0 +1,53 @@
+#include "kvcache/backends/cpu_ram/region_allocator.h"
+
+#include <algorithm>
+
+namespace kvcache {
+
+absl::StatusOr<Extent> RegionAllocator::Allocate(size_t bytes) {
+  MutexLock lock(mu_);
+  absl::StatusOr<Extent> extent = allocator_.Allocate(bytes);
+  if (extent.ok() || bytes == 0 || bytes > capacity_) return extent;
+  const size_t size = (bytes + alignment_ - 1) & ~(alignment_ - 1);
+  const size_t faulted = allocator_.grown_bytes();
+  const size_t missing = size - allocator_.free_tail_bytes();
+  if (missing > capacity_ - faulted) return extent;
+  allocator_.GrowTo(faulted + missing);
+  page_fault_bytes_ += missing;
+  return allocator_.Allocate(bytes);
+}
+
+void RegionAllocator::Free(const Extent& extent) {
+  MutexLock lock(mu_);
+  allocator_.Free(extent);
+}
+
+std::optional<RegionAllocator::Range> RegionAllocator::ClaimUnfaulted(size_t step) {
+  MutexLock lock(mu_);
+  const size_t begin = std::max(claimed_end_, allocator_.grown_bytes());
+  if (begin == capacity_) return std::nullopt;
+  const size_t size = std::min(step - begin % step, capacity_ - begin);
+  claimed_end_ = begin + size;
+  claimed_.push_back({begin, size});
+  return claimed_.back();
+}
+
+void RegionAllocator::MarkFaulted(const Range& range) {
+  MutexLock lock(mu_);
+  std::erase_if(claimed_, [&](const Range& r) { return r.offset == range.offset; });
+  size_t end = claimed_end_;
+  for (const Range& r : claimed_) end = std::min(end, r.offset);
+  allocator_.GrowTo(end);
+}
+
+size_t RegionAllocator::faulted_bytes() const {
+  MutexLock lock(mu_);
+  return allocator_.grown_bytes();
+}
+
+uint64_t RegionAllocator::page_fault_bytes() const {
+  MutexLock lock(mu_);
+  return page_fault_bytes_;
+}
+
+}  // namespace kvcache
