@@ -14,6 +14,7 @@ readonly PACKAGES=(
   libbenchmark-dev
   libgmock-dev
   libgtest-dev
+  libxxhash-dev
   pkg-config
   python3
 )

@@ -39,6 +39,8 @@ def _run(ctx, command):
     return result.stdout.strip()
 
 def _linkopts(ctx, libraries):
+    if not libraries:
+        return []
     if libraries.startswith("-"):
         flags = libraries.replace("{multiarch}", _run(ctx, ["gcc", "-print-multiarch"]))
     else:
@@ -72,8 +74,8 @@ _debian_package = repository_rule(
     implementation = _debian_package_impl,
     attrs = {
         "apt": attr.string(doc = "The package, for error messages.", mandatory = True),
-        "headers": attr.string(doc = "Folder of headers that the compiler does not find by itself."),
-        "targets": attr.string_dict(doc = "Label to pkg-config modules, or to linker flags (they start with '-').", mandatory = True),
+        "headers": attr.string(doc = "Header, or folder of headers, that the compiler does not find by itself."),
+        "targets": attr.string_dict(doc = "Label to pkg-config modules, or to linker flags (they start with '-'), or to nothing (headers only).", mandatory = True),
     },
     local = True,
 )
@@ -147,6 +149,12 @@ def debian_dependencies():
         apt = "android-libboringssl-dev",
         headers = "/usr/include/android/openssl",
         targets = {":crypto": "-L/usr/lib/{multiarch}/android -Wl,-rpath,/usr/lib/{multiarch}/android -lcrypto"},
+    )
+    _debian_package(
+        name = "xxhash",
+        apt = "libxxhash-dev",
+        headers = "/usr/include/xxhash.h",
+        targets = {":xxhash": ""},
     )
     _debian_package(
         name = "googletest",
