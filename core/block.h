@@ -43,12 +43,14 @@ struct BlockWrite {
   Nanos ttl = kNever;
   PartSet claimed;
   PartSet committed;
+  PartSet failed;  // their copies did, and no commit has claimed them again
   uint32_t committed_parts = 0;
   uint32_t copies = 0;        // under way into it, and commits that wait for one
   uint32_t chain_blocks = 0;  // for the policy
   uint16_t priority = 0;      // likewise
   bool leased = true;         // the WriteLease has not ended
   bool keep = false;          // ends as a partial block rather than as none
+  bool progress = false;      // a part was committed since the block was last partial
 };
 
 struct Block {
@@ -59,10 +61,10 @@ struct Block {
 
   // What a hit reads comes first.
   BlockKey key;
-  Nanos deadline = kNever;
-  size_t offset = 0;     // of its extent
-  size_t bytes = 0;      // 0 once it was given up
-  uint32_t pin = kNone;  // its record in the PinList
+  Nanos deadline = kNever;  // of a block that is being written: when it was partial
+  size_t offset = 0;        // of its extent
+  size_t bytes = 0;         // 0 once it was given up
+  uint32_t pin = kNone;     // its record in the PinList
   Slot parent = kNoSlot;
   uint32_t epoch = 0;
   float recompute_cost = 0;  // seconds
@@ -86,13 +88,19 @@ struct Block {
   Slot next_sibling = kNoSlot;  // of a removed block: the next one with children to remove
   uint32_t children = 0;        // without those that were chosen as victims
   uint32_t depth = 0;
+  // Of its parts, in caches that keep them; 0: not known. A single one is here, several in an array
+  // of the BlockTable's.
+  union {
+    uint64_t checksum = 0;
+    uint64_t* checksums;
+  };
 
   size_t part_bytes() const { return bytes / parts; }
   bool pinned() const { return pin != kNone; }
   bool visible() const { return state == State::kPartial || state == State::kComplete; }
 };
 // A cache of small blocks has millions of them.
-static_assert(sizeof(Block) <= 112);
+static_assert(sizeof(Block) <= 120);
 
 }  // namespace kvcache::internal
 

@@ -8,10 +8,11 @@
 namespace kvcache::internal {
 
 BlockTable::BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks,
-                       EvictionPolicy& policy)
+                       bool keeps_checksums, EvictionPolicy& policy)
     : policy_(policy),
       alignment_(alignment),
       max_blocks_(max_blocks),
+      keeps_checksums_(keeps_checksums),
       capacity_(capacity_bytes),
       limit_(capacity_bytes) {
   index_.SetMaxSlots(max_blocks);
@@ -37,19 +38,21 @@ EntryInfo BlockTable::InfoOf(const Block& b) const {
           .deadline = ToTime(b.deadline)};
 }
 
-// A block that is being written lives as long as its parent.
+// A block that is being written lives no longer than its parent.
 Nanos BlockTable::DeadlineOfParent(const Block& b) const {
+  Nanos deadline = kNever;
   Slot above = b.parent;
-  while (above != kNoSlot && block(above).state == Block::State::kWriting) {
-    above = block(above).parent;
+  for (; above != kNoSlot; above = block(above).parent) {
+    deadline = std::min(deadline, block(above).deadline);
+    if (block(above).state != Block::State::kWriting) break;
   }
-  return above == kNoSlot ? kNever : block(above).deadline;
+  return deadline;
 }
 
 bool BlockTable::Lives(const Block& b, Nanos now) const {
   if (b.epoch != record(b).epoch) return false;
   if (b.parent != kNoSlot && block(b.parent).state == Block::State::kRemoved) return false;
-  return now < (b.visible() ? b.deadline : DeadlineOfParent(b));
+  return now < b.deadline && (b.visible() || now < DeadlineOfParent(b));
 }
 
 RemoveReason BlockTable::WhyDead(const Block& b) const {
@@ -292,6 +295,7 @@ void BlockTable::FreeSlotIfUnused(Slot slot) {
   Block& b = block(slot);
   if (b.state != Block::State::kRemoved || b.pinned() || b.retired) return;
   EndWrite(b);
+  if (keeps_checksums_ && b.parts > 1) delete[] b.checksums;
   b = Block();
   b.next_sibling = free_slot_;
   free_slot_ = slot;
@@ -319,6 +323,9 @@ void BlockTable::CountRemoval(const Block& b, RemoveReason reason) {
       break;
     case RemoveReason::kReplaced:
       ++counters.replaced;
+      break;
+    case RemoveReason::kCorrupted:
+      ++counters.corrupted;
       break;
     case RemoveReason::kAborted:
       break;
@@ -405,8 +412,23 @@ bool BlockTable::ContinueErase(NamespaceId id, size_t steps, Removed* removed) {
   return false;
 }
 
+Slot BlockTable::NextComplete(Slot first, size_t steps, Nanos now, Slot* next) const {
+  for (Slot slot = first; slot < slots_; ++slot) {
+    if (steps-- == 0) {
+      *next = slot;
+      return kNoSlot;
+    }
+    if (block(slot).state == Block::State::kComplete && Lives(block(slot), now)) {
+      *next = slot + 1;
+      return slot;
+    }
+  }
+  *next = kNoSlot;
+  return kNoSlot;
+}
+
 bool BlockTable::RemoveExpired(size_t steps, Nanos now, Removed* removed) {
-  while (!deadlines_.empty() && deadlines_.top_rank() <= now) {
+  while (HasExpired(now)) {
     if (steps-- == 0) return true;
     Unlink(deadlines_.top(), RemoveReason::kExpired, removed);
   }
@@ -428,7 +450,7 @@ CacheStats BlockTable::Stats(Nanos now) const {
   stats.peak_bytes = peak_;
   stats.max_blocks = max_blocks_;
   stats.leases = pins();
-  if (pins() > 0) stats.oldest_lease = absl::Nanoseconds(now - pins_.oldest());
+  if (pins() > 0) stats.longest_pinned = absl::Nanoseconds(now - pins_.oldest());
   return stats;
 }
 

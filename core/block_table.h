@@ -49,7 +49,8 @@ struct Removed {
 class BlockTable {
  public:
   // Bytes are charged to the budget in multiples of `alignment`, a power of two.
-  BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks, EvictionPolicy& policy);
+  BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks, bool keeps_checksums,
+             EvictionPolicy& policy);
 
   // --- Namespaces. Those that take an id abort unless it is known.
   NamespaceId AddNamespace(std::string model);
@@ -110,6 +111,13 @@ class BlockTable {
     const Block& b = block(slot);
     return b.has_extent ? Extent{b.offset, Charge(b.bytes), b.extent_node} : Extent();
   }
+  // One for each part, 0 where none is known; nullptr when none are kept. Belongs to whoever pins
+  // the block: the writer sets that of a part before its commit, without the lock, and from then on
+  // it does not change.
+  uint64_t* ChecksumsOf(Slot slot) {
+    Block& b = block(slot);
+    return !keeps_checksums_ ? nullptr : b.parts == 1 ? &b.checksum : b.checksums;
+  }
   // REQUIRES: the block is being written, or partial.
   BlockWrite& WriteOf(const Block& b) { return writes_[b.write]; }
   const BlockWrite& WriteOf(const Block& b) const { return writes_[b.write]; }
@@ -121,7 +129,7 @@ class BlockTable {
   bool Committed(Slot slot, uint32_t part) const;
   bool Claimed(Slot slot, uint32_t part) const;
   absl::Status ClaimPart(Slot slot, uint32_t part, Nanos now, Removed* removed);
-  void FinishPart(Slot slot, uint32_t part, bool succeeded, Nanos now, Removed* removed);
+  absl::Status FinishPart(Slot slot, uint32_t part, bool succeeded, Nanos now, Removed* removed);
   void AwaitCopy(Slot slot);
   // A copy into a part that is not committed by it.
   void EndCopy(Slot slot, Nanos now, Removed* removed);
@@ -139,6 +147,10 @@ class BlockTable {
   size_t StartErase(NamespaceId ns);
   // Removes up to `steps` of them; false when there are no more.
   bool ContinueErase(NamespaceId ns, size_t steps, Removed* removed);
+  // The first complete block of the slots from `first` on that lives, of up to `steps` slots; sets
+  // *next to where to go on, or to kNoSlot behind the last slot.
+  Slot NextComplete(Slot first, size_t steps, Nanos now, Slot* next) const;
+  bool HasExpired(Nanos now) const { return !deadlines_.empty() && deadlines_.top_rank() <= now; }
   // Removes up to `steps` blocks that have expired; false when there are no more.
   bool RemoveExpired(size_t steps, Nanos now, Removed* removed);
 
@@ -206,6 +218,7 @@ class BlockTable {
 
   // kAborted when what is written now would never be found; removes it then.
   absl::Status CheckWriting(Slot slot, Nanos now, Removed* removed);
+  void CommitOne(Block& b, uint32_t part);
   // Ends the write if nothing is left to wait for.
   void Settle(Slot slot, Nanos now, Removed* removed);
   void MakeVisible(Slot slot, Block::State state, Nanos now, Removed* removed);
@@ -217,6 +230,7 @@ class BlockTable {
   EvictionPolicy& policy_;
   const size_t alignment_;
   const size_t max_blocks_;
+  const bool keeps_checksums_;
 
   std::vector<std::unique_ptr<Block[]>> chunks_;
   std::vector<Slot> victims_;  // of the call under way

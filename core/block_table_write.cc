@@ -26,11 +26,13 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
   write.ttl = ttl;
   write.claimed.Reset(size.parts);
   write.committed.Reset(size.parts);
+  write.failed.Reset(size.parts);
   write.committed_parts = write.copies = 0;
   write.chain_blocks = options.chain_blocks;
   write.priority = options.priority;
   write.leased = true;
-  write.keep = false;
+  write.keep = write.progress = false;
+  if (keeps_checksums_ && b.parts > 1) b.checksums = new uint64_t[b.parts]();
   ns.usage.bytes_in_use += Charge(b.bytes);
   LinkSibling(slot);
   if (!replacement) {
@@ -80,7 +82,8 @@ void BlockTable::Resume(Slot slot, Nanos ttl, Nanos now) {
   b.state = Block::State::kWriting;
   WriteOf(b).ttl = ttl;
   WriteOf(b).leased = true;
-  SetDeadline(slot, kNever);
+  WriteOf(b).progress = false;
+  WriteOf(b).failed.Reset(b.parts);
   Pin(slot, now);
 }
 
@@ -104,6 +107,7 @@ absl::Status BlockTable::ClaimPart(Slot slot, uint32_t part, Nanos now, Removed*
         absl::StrCat("part ", part, " was committed, or given to CommitAfter(), before"));
   }
   WriteOf(b).claimed.Add(part);
+  WriteOf(b).failed.Remove(part);
   return absl::OkStatus();
 }
 
@@ -132,25 +136,34 @@ void BlockTable::EndCopy(Slot slot, Nanos now, Removed* removed) {
 
 void BlockTable::FinishCopy(Slot slot, uint32_t part, bool succeeded, Nanos now, Removed* removed) {
   if (block(slot).state == Block::State::kWriting) --WriteOf(block(slot)).copies;
-  FinishPart(slot, part, succeeded, now, removed);
+  FinishPart(slot, part, succeeded, now, removed).IgnoreError();  // nobody is left to hear of it
 }
 
-void BlockTable::FinishPart(Slot slot, uint32_t part, bool succeeded, Nanos now, Removed* removed) {
+absl::Status BlockTable::FinishPart(Slot slot, uint32_t part, bool succeeded, Nanos now,
+                                    Removed* removed) {
   Block& b = block(slot);
-  if (!CheckWriting(slot, now, removed).ok()) return;
+  if (absl::Status status = CheckWriting(slot, now, removed); !status.ok()) return status;
   BlockWrite& write = WriteOf(b);
   if (succeeded) {
-    write.committed.Add(part);
-    ++write.committed_parts;
-    record(b).counters.bytes_written += b.part_bytes();
+    CommitOne(b, part);
   } else if (write.keep) {
     write.claimed.Remove(part);
+    write.failed.Add(part);
     ++record(b).counters.failed_writes;
   } else {
     Unlink(slot, RemoveReason::kAborted, removed);
-    return;
+    return absl::OkStatus();
   }
   Settle(slot, now, removed);
+  return absl::OkStatus();
+}
+
+void BlockTable::CommitOne(Block& b, uint32_t part) {
+  BlockWrite& write = WriteOf(b);
+  write.committed.Add(part);
+  ++write.committed_parts;
+  write.progress = true;
+  record(b).counters.bytes_written += b.part_bytes();
 }
 
 absl::Status BlockTable::CommitRest(Slot slot, Nanos now, Removed* removed) {
@@ -158,16 +171,19 @@ absl::Status BlockTable::CommitRest(Slot slot, Nanos now, Removed* removed) {
   Block& b = block(slot);
   if (b.state != Block::State::kWriting) return absl::OkStatus();
   BlockWrite& write = WriteOf(b);
+  absl::Status status;
   for (uint32_t part = 0; part < b.parts; ++part) {
     if (write.claimed.Has(part)) continue;
+    if (write.failed.Has(part)) {
+      status = absl::AbortedError(absl::StrCat("the copy into part ", part, " failed"));
+      continue;
+    }
     write.claimed.Add(part);
-    write.committed.Add(part);
-    ++write.committed_parts;
-    record(b).counters.bytes_written += b.part_bytes();
+    CommitOne(b, part);
   }
   write.leased = false;
   Settle(slot, now, removed);
-  return absl::OkStatus();
+  return status;
 }
 
 absl::Status BlockTable::Suspend(Slot slot, Nanos now, Removed* removed) {
@@ -214,7 +230,8 @@ void BlockTable::MakeVisible(Slot slot, Block::State state, Nanos now, Removed* 
     ++ns.usage.blocks;
   }
   b.state = state;
-  SetDeadline(slot, std::min(After(now, WriteOf(b).ttl), DeadlineOfParent(b)));
+  const Nanos own = WriteOf(b).progress ? After(now, WriteOf(b).ttl) : b.deadline;
+  SetDeadline(slot, std::min(own, DeadlineOfParent(b)));
   ClipDescendants(slot);
   if (!b.admitted) {
     policy_.Admit(slot, InfoOf(b));

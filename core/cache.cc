@@ -1,6 +1,8 @@
 #include "kvcache/core/cache.h"
 
 #include <algorithm>
+#include <new>
+#include <system_error>
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
@@ -61,10 +63,26 @@ absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options
     return absl::InvalidArgumentError(absl::StrCat(
         "default_ttl: ", absl::FormatDuration(options.default_ttl), ", expected more than 0"));
   }
+  if (options.scrub_bytes_per_second > 0 && !options.checksums) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("scrub_bytes_per_second: ", options.scrub_bytes_per_second,
+                     ", but checksums: false, so there is nothing to compare with"));
+  }
   // More blocks than units of the backend can never be there.
   const size_t slots = std::min(max_blocks, traits.capacity_bytes / traits.alignment);
-  return absl::WrapUnique(
-      new Cache(std::move(backend), std::move(policy), options, capacity, slots));
+  const size_t whole_units = capacity / traits.alignment * traits.alignment;
+  try {
+    auto cache = absl::WrapUnique(
+        new Cache(std::move(backend), std::move(policy), options, whole_units, slots));
+    cache->StartScrubber(options.scrub_bytes_per_second);
+    return cache;
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("max_blocks: ", max_blocks, ", but there is no memory for their bookkeeping"));
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("scrub_bytes_per_second: no thread for it: ", error.what()));
+  }
 }
 
 Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPolicy> policy,
@@ -73,13 +91,22 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
       policy_(std::move(policy)),
       clock_(*options.clock),
       default_ttl_(internal::LengthOf(options.default_ttl)),
-      table_(std::make_unique<internal::BlockTable>(capacity_bytes, backend_->traits().alignment,
-                                                    max_blocks, *policy_)) {
+      table_(std::make_unique<internal::BlockTable>(
+          capacity_bytes, backend_->traits().alignment, max_blocks,
+          options.checksums && backend_->traits().stores_bytes, *policy_)) {
   MutexLock lock(mu_);
   table_->AddNamespace("");
 }
 
 Cache::~Cache() {
+  if (scrubber_.joinable()) {
+    {
+      MutexLock lock(mu_);
+      stopping_ = true;
+      stop_.NotifyAll();
+    }
+    scrubber_.join();
+  }
   {
     MutexLock lock(mu_);
     while (in_flight_ > 0) changed_.Wait(mu_);
@@ -144,14 +171,14 @@ size_t Cache::LookupPrefix(const Chain& chain) const {
 
 absl::Status Cache::PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> part, Nanos now,
                              ReadLease* lease) {
+  if (part.has_value() && slot != kNoSlot && *part >= table_->block(slot).parts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("part: ", *part, " of a block with ", table_->block(slot).parts, " parts"));
+  }
   CacheCounters& counters = table_->counters(ns);
   ++(part.has_value() ? counters.layer_lookups : counters.block_lookups);
   if (slot == kNoSlot) return absl::NotFoundError("");
   Block& b = table_->block(slot);
-  if (part.has_value() && *part >= b.parts) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("part: ", *part, " of a block with ", b.parts, " parts"));
-  }
   const bool complete = b.state == Block::State::kComplete;
   if (!complete && !(part.has_value() && table_->Committed(slot, *part))) {
     if (b.state != Block::State::kWriting) return absl::NotFoundError("");
@@ -163,14 +190,22 @@ absl::Status Cache::PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> 
     table_->CountSaved(ns, b.recompute_cost / (part.has_value() ? b.parts : 1));
   }
   b.reused = true;
+  Pin(slot, part, now, lease);
+  return absl::OkStatus();
+}
+
+void Cache::Pin(Slot slot, std::optional<uint32_t> part, Nanos now, ReadLease* lease) {
+  const Block& b = table_->block(slot);
   table_->Pin(slot, now);
   lease->cache_ = this;
   lease->slot_ = slot;
   lease->extent_ = table_->ExtentOf(slot);
-  lease->offset_ = part.has_value() ? *part * b.part_bytes() : 0;
   lease->bytes_ = part.has_value() ? b.part_bytes() : b.bytes;
   lease->parts_ = part.has_value() ? 1 : b.parts;
-  return absl::OkStatus();
+  lease->first_part_ = part.value_or(0);
+  lease->offset_ = lease->first_part_ * b.part_bytes();
+  const uint64_t* checksums = table_->ChecksumsOf(slot);
+  lease->checksums_ = checksums == nullptr ? nullptr : checksums + lease->first_part_;
 }
 
 void Cache::TouchBackwards(absl::Span<const ReadLease> leases, uint32_t chain_blocks, Nanos now,
@@ -474,6 +509,7 @@ CacheStats Cache::stats() const {
     MutexLock lock(mu_);
     stats = table_->Stats(Now());
   }
+  stats.scrubbed_bytes = scrubbed_bytes_;
   stats.backend = backend_->traits().name;
   stats.policy = policy_->name();
   stats.backend_stats = backend_->stats();

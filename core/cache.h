@@ -2,10 +2,12 @@
 #ifndef KVCACHE_CORE_CACHE_H_
 #define KVCACHE_CORE_CACHE_H_
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -63,7 +65,8 @@ class Cache {
  public:
   // kInvalidArgument, naming the option and the values: null backend or policy; a capacity of less
   // than the backend's alignment or more than its capacity; max_blocks of 0 or more than 2^32 - 2;
-  // a ttl that is not positive.
+  // a ttl that is not positive; scrubbing without checksums. kResourceExhausted when there is no
+  // memory for the bookkeeping of max_blocks, or no thread to scrub.
   static absl::StatusOr<std::unique_ptr<Cache>> Create(const CacheOptions& options,
                                                        std::unique_ptr<StorageBackend> backend,
                                                        std::unique_ptr<EvictionPolicy> policy);
@@ -101,7 +104,8 @@ class Cache {
   absl::StatusOr<ReadLease> GetPart(NamespaceId ns, const BlockKey& key, uint32_t part);
 
   // Gets each of `keys` into the lease of the same index, which holds nothing after a miss. Returns
-  // the number of hits. Touches from the last to the first. Allocates nothing.
+  // the number of hits. Touches from the last to the first. Allocates nothing, once as many blocks
+  // have been pinned before.
   // REQUIRES: leases.size() == keys.size(); a lease that held something is released first.
   size_t GetMany(NamespaceId ns, absl::Span<const BlockKey> keys, absl::Span<ReadLease> leases);
 
@@ -174,6 +178,11 @@ class Cache {
   // Removes what has expired and waits until no copy is under way.
   void Drain();
 
+  // Compares the checksums of complete blocks, going on where the last call stopped, until it has
+  // read `bytes` or more, or every block once; drops what has changed. Returns how many bytes were
+  // read: 0 in a cache without checksums or blocks.
+  size_t Scrub(size_t bytes);
+
   CacheStats stats() const;
 
  private:
@@ -210,8 +219,24 @@ class Cache {
   absl::StatusOr<Extent> AllocateExtent(size_t bytes, size_t evicted, const EntryInfo& incoming,
                                         NamespaceId ns);
 
+  // Drops a pinned block when a copy out of it found that its bytes have changed.
+  void DropIfCorrupt(Slot slot, const absl::Status& copied);
+  // A lease on the next block to scrub, which holds nothing behind the last one.
+  ReadLease PinNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(scrub_mu_);
+  void StartScrubber(size_t bytes_per_second);
+  void ScrubInBackground(size_t bytes_per_second);
+  // Whether this processor can read and write blocks in place.
+  bool host_addressable() const {
+    const BackendTraits& traits = backend_->traits();
+    return traits.addressable && traits.memory_space.kind != MemoryKind::kDevice;
+  }
+
   absl::StatusOr<ReadLease> GetOne(NamespaceId ns, const BlockKey& key,
                                    std::optional<uint32_t> part);
+  // A lease on a block, or on one part of it.
+  void Pin(Slot slot, std::optional<uint32_t> part, internal::Nanos now, ReadLease* lease)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  WriteLease WriteLeaseOn(Slot slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Counts the lookup that found `slot`, or kNoSlot, and pins it for `lease`, which holds nothing.
   absl::Status PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> part,
                         internal::Nanos now, ReadLease* lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -254,6 +279,14 @@ class Cache {
   const std::unique_ptr<internal::BlockTable> table_ ABSL_PT_GUARDED_BY(mu_);
   absl::flat_hash_map<BlockKey, NamespaceId> ids_ ABSL_GUARDED_BY(mu_);  // by root key
   size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;                            // copies that hold pins
+
+  // Scrubbing. Its lock comes before mu_.
+  Mutex scrub_mu_;
+  Slot next_scrubbed_ ABSL_GUARDED_BY(scrub_mu_) = 0;
+  std::atomic<uint64_t> scrubbed_bytes_ = 0;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  CondVar stop_;
+  std::thread scrubber_;
 };
 
 }  // namespace kvcache

@@ -13,6 +13,7 @@
 
 namespace kvcache {
 
+using internal::Block;
 using internal::BlockTable;
 using internal::Nanos;
 using internal::Removed;
@@ -108,6 +109,8 @@ ReadLease& ReadLease::operator=(ReadLease&& other) noexcept {
   offset_ = other.offset_;
   bytes_ = other.bytes_;
   parts_ = other.parts_;
+  first_part_ = other.first_part_;
+  checksums_ = other.checksums_;
   return *this;
 }
 
@@ -136,6 +139,9 @@ Transfer ReadLease::ReadOps(absl::Span<const ReadOp> ops, size_t bytes_each, Str
   }
   Transfer copies = cache_->backend_->Read(ops, stream);
   if (!copies.Done()) copies.Keep(cache_->PinForCopy(slot_));
+  copies.OnOpDone([cache = cache_, slot = slot_](size_t, const absl::Status& status) {
+    cache->DropIfCorrupt(slot, status);
+  });
   cache_->CountRead(slot_, ops.size() * bytes_each);
   return copies;
 }
@@ -143,7 +149,7 @@ Transfer ReadLease::ReadOps(absl::Span<const ReadOp> ops, size_t bytes_each, Str
 Transfer ReadLease::Read(absl::Span<const MutableBytes> destination, MemorySpace space,
                          Stream stream) const {
   KVCACHE_CHECK(holds(), "the lease holds nothing");
-  const ReadOp op = {extent_, offset_, destination, space, 0};
+  const ReadOp op = {extent_, offset_, destination, space, first_part_, ChecksumsOf(0, parts_)};
   return ReadOps({&op, 1}, bytes_, stream);
 }
 
@@ -151,7 +157,8 @@ Transfer ReadLease::ReadPart(uint32_t part, absl::Span<const MutableBytes> desti
                              MemorySpace space, Stream stream) const {
   KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
   const size_t bytes = bytes_ / parts_;
-  const ReadOp op = {extent_, offset_ + part * bytes, destination, space, part};
+  const ReadOp op = {extent_, offset_ + part * bytes, destination, space,
+                     part,    ChecksumsOf(part, 1)};
   return ReadOps({&op, 1}, bytes, stream);
 }
 
@@ -162,7 +169,8 @@ Transfer ReadLease::ReadParts(absl::Span<const absl::Span<const MutableBytes>> d
   const size_t bytes = bytes_ / parts_;
   absl::InlinedVector<ReadOp, 64> ops;
   for (uint32_t part = 0; part < parts_; ++part) {
-    ops.push_back({extent_, offset_ + part * bytes, destinations[part], space, part});
+    ops.push_back(
+        {extent_, offset_ + part * bytes, destinations[part], space, part, ChecksumsOf(part, 1)});
   }
   return ReadOps(ops, bytes, stream);
 }
@@ -198,7 +206,12 @@ Transfer WriteLease::WriteAt(size_t offset, size_t bytes, uint32_t first_part, u
   absl::Status status = CheckSizes("source", source, bytes);
   if (status.ok()) status = CheckUnclaimed(first_part, end_part);
   if (!status.ok()) return Transfer::Completed({status});
-  const WriteOp op = {extent_, offset, source, space, first_part};
+  absl::Span<uint64_t> checksums;
+  if (checksums_ != nullptr) {
+    checksums = absl::MakeSpan(checksums_ + first_part, end_part - first_part);
+    std::fill(checksums.begin(), checksums.end(), 0);  // not known until the copy has ended
+  }
+  const WriteOp op = {extent_, offset, source, space, first_part, checksums};
   Transfer copy = cache_->backend_->Write({&op, 1}, stream);
   if (!copy.Done()) copy.Keep(cache_->PinForCopy(slot_, /*into_block=*/true));
   return copy;
@@ -234,14 +247,19 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
       for (; i < end; ++i) {
         const ReadRequest& request = requests[i];
         if (!table_->Knows(request.ns)) {
-          results[i] = UnknownNamespace("requests[i].ns", request.ns);
+          results[i] = UnknownNamespace(absl::StrCat("requests[", i, "].ns"), request.ns);
           continue;
         }
-        results[i] = PinFound(request.ns, table_->FindOrRemove(request.key, now, &removed),
-                              request.part, now, &leases[i]);
+        const Slot slot = table_->FindOrRemove(request.key, now, &removed);
+        if (slot != kNoSlot) {
+          const Block& b = table_->block(slot);
+          results[i] = CheckSizes("destination", request.destination,
+                                  request.part.has_value() ? b.part_bytes() : b.bytes);
+          if (!results[i].ok()) continue;
+        }
+        results[i] = PinFound(request.ns, slot, request.part, now, &leases[i]);
         if (!results[i].ok()) continue;
-        results[i] = CheckSizes("destination", request.destination, leases[i].size());
-        if (results[i].ok()) table_->counters(request.ns).bytes_read += leases[i].size();
+        table_->counters(request.ns).bytes_read += leases[i].size();
       }
       if (requests.size() <= internal::kBlocksPerLock) TouchBackwards(leases, 0, now, false);
     }
@@ -256,27 +274,44 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
     parts.push_back(requests[i].part.value_or(0));
     if (!results[i].ok()) continue;
     copies.push_back({leases[i].extent_, leases[i].offset_, requests[i].destination,
-                      requests[i].destination_space, parts.back()});
+                      requests[i].destination_space, parts.back(),
+                      leases[i].ChecksumsOf(0, leases[i].parts_)});
     numbers.push_back(i);
   }
   Transfer copied = backend_->Read(copies, stream);
   const bool all_found = copies.size() == requests.size();
-  // An op of a result with misses ends when its pin has gone.
-  std::shared_ptr<std::vector<std::shared_ptr<void>>> pins;
-  if (!copied.Done()) {
-    pins = std::make_shared<std::vector<std::shared_ptr<void>>>(requests.size());
-    for (uint32_t i : numbers) (*pins)[i] = PinForCopy(leases[i].slot_);
-    if (all_found) copied.Keep(std::move(pins));
-  }
-  Release(absl::MakeSpan(leases));
-  if (all_found) return copied;
   if (copied.Done()) {
+    for (size_t op = 0; op < numbers.size(); ++op) {
+      DropIfCorrupt(leases[numbers[op]].slot_, copied.result(op));
+    }
+    Release(absl::MakeSpan(leases));
+    if (all_found) return copied;
     for (size_t op = 0; op < numbers.size(); ++op) results[numbers[op]] = copied.result(op);
     return Transfer::Completed(std::vector<absl::Status>(results.begin(), results.end()));
   }
+  struct Read {
+    Slot slot = kNoSlot;
+    std::shared_ptr<void> pin;
+  };
+  const auto reads = std::make_shared<std::vector<Read>>(requests.size());
+  std::vector<Slot> slots;
+  for (uint32_t i : numbers) {
+    (*reads)[i] = {leases[i].slot_, PinForCopy(leases[i].slot_)};
+    slots.push_back(leases[i].slot_);
+  }
+  if (all_found) {
+    copied.Keep(reads);
+    copied.OnOpDone(
+        [this, slots](size_t op, const absl::Status& status) { DropIfCorrupt(slots[op], status); });
+    Release(absl::MakeSpan(leases));
+    return copied;
+  }
+  Release(absl::MakeSpan(leases));
+  // An op of a result with misses ends when its pin has gone.
   return Renumbered(std::move(copied), numbers, parts, results,
-                    [pins](uint32_t i, const absl::Status& status) {
-                      (*pins)[i].reset();
+                    [this, reads](uint32_t i, const absl::Status& status) {
+                      DropIfCorrupt((*reads)[i].slot, status);
+                      (*reads)[i].pin.reset();
                       return status;
                     });
 }
@@ -308,7 +343,9 @@ Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
         ReserveBlock(request.key, request.size, request.options, ReserveMode::kNew);
     results[i] = lease.ok() ? lease->CheckUnclaimed(0, lease->parts_) : lease.status();
     if (!results[i].ok()) continue;
-    copies.push_back({lease->extent_, 0, request.source, request.source_space, 0});
+    copies.push_back(
+        {lease->extent_, 0, request.source, request.source_space, 0,
+         absl::MakeSpan(lease->checksums_, lease->checksums_ == nullptr ? 0 : lease->parts_)});
     numbers.push_back(i);
     (*writes)[i].lease = *std::move(lease);
   }

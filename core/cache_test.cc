@@ -218,6 +218,41 @@ TEST_F(CacheTest, SuspendingWithoutACommittedPartLeavesNothing) {
   EXPECT_EQ(usage().bytes_in_use, 0);
 }
 
+TEST_F(CacheTest, ResumingAPartialBlockDoesNotLengthenItsLife) {
+  const std::vector<std::byte> content = Content(1);
+  const auto reserve = [&] {
+    return cache_->Reserve(Key(1), {kBlock, 2}, {.ttl = absl::Seconds(10)});
+  };
+  {
+    absl::StatusOr<WriteLease> lease = reserve();
+    std::memcpy(lease->data(), content.data(), kBlock / 2);
+    ASSERT_TRUE(lease->CommitPart(0).ok());
+    ASSERT_TRUE(lease->Suspend().ok());
+  }
+  clock_.Advance(absl::Seconds(9));
+  EXPECT_TRUE(reserve().ok()) << "and dropped";
+  absl::StatusOr<WriteLease> writer = reserve();
+  ASSERT_TRUE(writer.ok());
+  EXPECT_TRUE(cache_->GetPart(kNs, Key(1), 0).ok());
+  clock_.Advance(absl::Seconds(2));
+  EXPECT_TRUE(absl::IsNotFound(cache_->GetPart(kNs, Key(1), 0).status()));
+  EXPECT_TRUE(absl::IsAborted(writer->Commit()));
+  EXPECT_EQ(counters().expirations, 1);
+}
+
+TEST_F(CacheTest, ACommittedPartGivesAPartialBlockANewLife) {
+  for (uint32_t part = 0; part < 3; ++part) {
+    absl::StatusOr<WriteLease> lease =
+        cache_->Reserve(Key(1), {kBlock, 4}, {.ttl = absl::Seconds(10)});
+    ASSERT_TRUE(lease.ok());
+    EXPECT_EQ(lease->committed(0), part > 0);
+    std::memset(lease->part(part), 1, kBlock / 4);
+    ASSERT_TRUE(lease->CommitPart(part).ok());
+    ASSERT_TRUE(lease->Suspend().ok());
+    clock_.Advance(absl::Seconds(9));
+  }
+}
+
 TEST_F(CacheTest, APartialBlockIsEvictedLikeAnyOther) {
   {
     WriteLease lease = MustReserve(1, 4);
@@ -305,10 +340,10 @@ TEST_F(CacheTest, TheOldestLeaseIsTold) {
   ReadLease first = *cache_->Get(kNs, Key(1));
   clock_.Advance(absl::Seconds(3));
   ReadLease second = *cache_->Get(kNs, Key(2));
-  EXPECT_EQ(cache_->stats().oldest_lease, absl::Seconds(3));
+  EXPECT_EQ(cache_->stats().longest_pinned, absl::Seconds(3));
   EXPECT_EQ(cache_->stats().leases, 2);
   first.Release();
-  EXPECT_EQ(cache_->stats().oldest_lease, absl::ZeroDuration());
+  EXPECT_EQ(cache_->stats().longest_pinned, absl::ZeroDuration());
 }
 
 TEST_F(CacheTest, ALeaseThatOutlivesItsCacheAborts) {
@@ -408,6 +443,17 @@ TEST_F(FragmentedTest, EvictsUpToFourTimesARequestForContiguousRoom) {
   EXPECT_EQ(usage().bytes_in_use, (16 - counters().evictions) * kBlock);
   cache_->Release(absl::MakeSpan(leases));
   EXPECT_TRUE(Put(20, std::nullopt, 2 * kBlock).ok());
+}
+
+TEST_F(FragmentedTest, WhatHasExpiredGoesBeforeAnythingIsEvictedForContiguousRoom) {
+  for (int i = 1; i <= 16; ++i)
+    MustPut(i, std::nullopt, i == 3 ? absl::Seconds(1) : absl::Hours(1));
+  EXPECT_TRUE(cache_->Erase(Key(2)));
+  EXPECT_TRUE(cache_->Erase(Key(9)));
+  clock_.Advance(absl::Seconds(2));
+  EXPECT_TRUE(Put(20, std::nullopt, 2 * kBlock).ok()) << "blocks 2 and 3 are neighbours";
+  EXPECT_EQ(counters().evictions, 0);
+  EXPECT_EQ(counters().expirations, 1);
 }
 
 TEST_F(CacheTest, ResizeEvictsOrRefuses) {
@@ -766,6 +812,7 @@ TEST(CacheCreateTest, RefusesBadOptionsByName) {
   options = {};
   options.default_ttl = absl::ZeroDuration();
   EXPECT_EQ(message(options), "default_ttl: 0, expected more than 0");
+  options = {};
   EXPECT_EQ(Cache::Create({}, nullptr, CreateLruPolicy()).status().message(), "backend: null");
   EXPECT_EQ(
       Cache::Create({}, *CreateCpuRamBackend({.capacity_bytes = 64}), nullptr).status().message(),

@@ -20,12 +20,21 @@ struct CacheOptions {
   // The most bytes that blocks may take, each rounded up to the backend's alignment. Default: all
   // of the backend.
   std::optional<size_t> capacity_bytes = std::nullopt;
-  // The most blocks. Each costs about 300 bytes of host memory besides its own bytes, of which 50
+  // The most blocks. Each costs about 150 bytes of host memory besides its own bytes, of which 30
   // are taken at once. Default: one for every 16 KiB of the backend, at least 1024, at most 16
   // million.
   std::optional<size_t> max_blocks = std::nullopt;
   // For blocks whose PutOptions say nothing. Default: they never expire.
   absl::Duration default_ttl = absl::InfiniteDuration();
+  // Whether each part has a checksum, XXH3-64: computed while a part is copied in, or at its commit
+  // when it was written in place, and compared whenever the cache copies it out. Reads in place are
+  // not checked by themselves: see ReadLease::Verify() and Cache::Scrub(). Costs up to a tenth of
+  // the speed of copies.
+  bool checksums = true;
+  // Bytes that a thread of the cache compares with their checksums each second, over and over:
+  // finds what has changed in memory before anybody reads it in place. Default: no such thread,
+  // since it takes memory bandwidth from everybody else. Needs `checksums`.
+  size_t scrub_bytes_per_second = 0;
   // Must outlive the cache.
   const Clock* clock = &Clock::Real();
 };

@@ -1,10 +1,13 @@
 // Cache: from Reserve() to Commit().
+#include <functional>
 #include <utility>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/block_table.h"
 #include "kvcache/core/cache.h"
 #include "kvcache/core/check.h"
+#include "kvcache/core/checksum.h"
 
 namespace kvcache {
 
@@ -56,17 +59,20 @@ absl::StatusOr<WriteLease> Cache::ReserveReplacement(const BlockKey& key, BlockS
 }
 
 ReadLease Cache::PinForReplacement(const BlockKey& key, std::vector<bool>* committed) {
+  Removed removed;
   ReadLease lease;
-  Change([&](BlockTable& table, Nanos now, Removed* removed) {
-    const Slot slot = table.FindOrRemove(key, now, removed);
-    if (slot == kNoSlot || !table.block(slot).visible()) return absl::OkStatus();
-    const Block& b = table.block(slot);
-    for (uint32_t part = 0; part < b.parts; ++part)
-      committed->push_back(table.Committed(slot, part));
-    table.Pin(slot, now);
-    lease = ReadLease(this, slot, table.ExtentOf(slot), 0, b.bytes, b.parts);
-    return absl::OkStatus();
-  }).IgnoreError();
+  {
+    MutexLock lock(mu_);
+    const Nanos now = Now();
+    const Slot slot = table_->FindOrRemove(key, now, &removed);
+    if (slot != kNoSlot && table_->block(slot).visible()) {
+      for (uint32_t part = 0; part < table_->block(slot).parts; ++part) {
+        committed->push_back(table_->Committed(slot, part));
+      }
+      Pin(slot, std::nullopt, now, &lease);
+    }
+  }
+  Free(removed);
   return lease;
 }
 
@@ -129,7 +135,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                                                      " bytes in ", b.parts, " parts"));
     }
     table_->Resume(found, ttl, now);
-    return WriteLease(this, found, table_->ExtentOf(found), b.bytes, b.parts);
+    return WriteLeaseOn(found);
   }
   table_->RemoveExpiredFor(size.bytes, now, removed);
   Slot parent = kNoSlot;
@@ -167,7 +173,19 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
           absl::StrCat("the policy ", policy_->name(), " refuses the block"));
   }
   const Slot slot = table_->Insert(key, size, options, parent, ttl, replacement, now, removed);
-  return WriteLease(this, slot, table_->ExtentOf(slot), size.bytes, size.parts);
+  return WriteLeaseOn(slot);
+}
+
+WriteLease Cache::WriteLeaseOn(Slot slot) {
+  const Block& b = table_->block(slot);
+  WriteLease lease;
+  lease.cache_ = this;
+  lease.slot_ = slot;
+  lease.extent_ = table_->ExtentOf(slot);
+  lease.bytes_ = b.bytes;
+  lease.parts_ = b.parts;
+  lease.checksums_ = table_->ChecksumsOf(slot);
+  return lease;
 }
 
 // The budget has room for it, so failure means that free memory is in pieces.
@@ -179,15 +197,20 @@ absl::StatusOr<Extent> Cache::AllocateExtent(size_t bytes, size_t evicted,
     Removed removed;
     {
       MutexLock lock(mu_);
-      const size_t limit = table_->Charge(bytes) * kMostEvictedPerByte;
-      const size_t more =
-          evicted < limit ? table_->EvictOne(limit - evicted, incoming, &removed) : 0;
-      if (more == 0) {
-        ++table_->counters(ns).rejected_fragmented;
-        return absl::ResourceExhaustedError(absl::StrCat(
-            "no contiguous ", bytes, " bytes, after evicting ", evicted, " bytes for them"));
+      const Nanos now = Now();
+      if (table_->HasExpired(now)) {
+        table_->RemoveExpired(1, now, &removed);
+      } else {
+        const size_t limit = table_->Charge(bytes) * kMostEvictedPerByte;
+        const size_t more =
+            evicted < limit ? table_->EvictOne(limit - evicted, incoming, &removed) : 0;
+        if (more == 0) {
+          ++table_->counters(ns).rejected_fragmented;
+          return absl::ResourceExhaustedError(absl::StrCat(
+              "no contiguous ", bytes, " bytes, after evicting ", evicted, " bytes for them"));
+        }
+        evicted += more;
       }
-      evicted += more;
     }
     Free(removed);
   }
@@ -218,6 +241,7 @@ WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
   extent_ = other.extent_;
   bytes_ = other.bytes_;
   parts_ = other.parts_;
+  checksums_ = other.checksums_;
   return *this;
 }
 
@@ -246,7 +270,11 @@ void WriteLease::Abort() {
   if (holds()) End(WriteEnd::kAbort).IgnoreError();  // an abort cannot fail
 }
 
-absl::Status WriteLease::Commit() { return End(WriteEnd::kCommit); }
+absl::Status WriteLease::Commit() {
+  if (holds()) SumUnclaimed();
+  return End(WriteEnd::kCommit);
+}
+
 absl::Status WriteLease::Suspend() { return End(WriteEnd::kSuspend); }
 
 bool WriteLease::committed(uint32_t part) const {
@@ -261,12 +289,35 @@ bool WriteLease::committed(uint32_t part) const {
   return committed;
 }
 
+void WriteLease::SumPart(uint32_t part) const {
+  if (checksums_ == nullptr || checksums_[part] != 0 || !cache_->host_addressable()) return;
+  checksums_[part] = ChecksumOf({this->part(part), bytes_ / parts_});
+}
+
+void WriteLease::SumUnclaimed() const {
+  if (checksums_ == nullptr || !cache_->host_addressable()) return;
+  absl::InlinedVector<uint32_t, 64> unclaimed;
+  cache_
+      ->Change([&](BlockTable& table, Nanos, Removed*) {
+        for (uint32_t part = 0; part < parts_; ++part) {
+          if (!table.Claimed(slot_, part)) unclaimed.push_back(part);
+        }
+        return absl::OkStatus();
+      })
+      .IgnoreError();
+  for (uint32_t part : unclaimed) SumPart(part);
+}
+
 absl::Status WriteLease::CommitPart(uint32_t part) {
   if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
+  absl::Status status =
+      cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
+        return table.ClaimPart(slot_, part, now, removed);
+      });
+  if (!status.ok()) return status;
+  SumPart(part);
   return cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
-    absl::Status status = table.ClaimPart(slot_, part, now, removed);
-    if (status.ok()) table.FinishPart(slot_, part, /*succeeded=*/true, now, removed);
-    return status;
+    return table.FinishPart(slot_, part, /*succeeded=*/true, now, removed);
   });
 }
 
@@ -279,8 +330,16 @@ absl::Status WriteLease::CommitAfter(uint32_t part, Transfer copy) {
         return status;
       });
   if (!status.ok()) return status;
-  copy.OnDone([pin = cache_->PinForCopy(slot_), cache = cache_, slot = slot_,
-               part](const absl::Status& copied) mutable {
+  // A part that a Write() of this lease copies has its checksum when the copy has ended.
+  std::function<void()> sum = [] {};
+  if (checksums_ != nullptr && cache_->host_addressable()) {
+    sum = [checksum = &checksums_[part], bytes = ConstBytes(this->part(part), bytes_ / parts_)] {
+      if (*checksum == 0) *checksum = ChecksumOf(bytes);
+    };
+  }
+  copy.OnDone([pin = cache_->PinForCopy(slot_), cache = cache_, slot = slot_, part,
+               sum = std::move(sum)](const absl::Status& copied) mutable {
+    if (copied.ok()) sum();
     cache
         ->Change([&](BlockTable& table, Nanos now, Removed* removed) {
           table.FinishCopy(slot, part, copied.ok(), now, removed);

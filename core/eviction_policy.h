@@ -31,7 +31,7 @@ struct Run {
   bool continues = false;  // the same request as the Touch before
 };
 
-enum class RemoveReason : uint8_t { kEvicted, kErased, kExpired, kReplaced, kAborted };
+enum class RemoveReason : uint8_t { kEvicted, kErased, kExpired, kReplaced, kAborted, kCorrupted };
 
 struct VictimResult {
   enum class Kind { kSlot, kRefuse, kNone };

@@ -36,14 +36,17 @@ class ReadLease {
   // Parts, of equal size, in data(); 1 after GetPart().
   uint32_t parts() const { return parts_; }
 
-  // In the backend's memory space; nullptr when it is not addressable or nothing is held.
+  // In the backend's memory space; nullptr when it is not addressable or nothing is held. Not
+  // checked: see Verify().
   const std::byte* data() const;
   // REQUIRES: part < parts().
   const std::byte* part(uint32_t part) const;
 
   // Copies all of it, or one part, out: scatters it into `destination`, whose sizes add up to that
   // of the source (else the op ends with kInvalidArgument). A one-op transfer; the block stays
-  // pinned until it ends, also without the lease. REQUIRES: holds(); part < parts().
+  // pinned until it ends, also without the lease. An op that finds other bytes than were written
+  // ends with kDataLoss, and the block is dropped: the next lookup misses. REQUIRES: holds();
+  // part < parts().
   Transfer Read(absl::Span<const MutableBytes> destination, MemorySpace space = {},
                 Stream stream = {}) const;
   Transfer ReadPart(uint32_t part, absl::Span<const MutableBytes> destination,
@@ -52,16 +55,20 @@ class ReadLease {
   Transfer ReadParts(absl::Span<const absl::Span<const MutableBytes>> destinations,
                      MemorySpace space = {}, Stream stream = {}) const;
 
+  // Reads all of it, or one part, and compares the checksums, for those who read in place. Errors:
+  // kDataLoss when other bytes are there than were written (the block is dropped, see Read());
+  // kFailedPrecondition when the cache keeps no checksums. A part that was written in place in
+  // memory that this processor cannot read has none, and passes. REQUIRES: holds(); part < parts().
+  absl::Status Verify() const;
+  absl::Status VerifyPart(uint32_t part) const;
+
  private:
   friend class Cache;
+  // A span for an op that carries `parts` parts from `part` on.
+  absl::Span<const uint64_t> ChecksumsOf(uint32_t part, uint32_t parts) const {
+    return {checksums_ == nullptr ? nullptr : checksums_ + part, checksums_ == nullptr ? 0 : parts};
+  }
   Transfer ReadOps(absl::Span<const ReadOp> ops, size_t bytes_each, Stream stream) const;
-  ReadLease(Cache* cache, Slot slot, Extent extent, size_t offset, size_t bytes, uint32_t parts)
-      : cache_(cache),
-        slot_(slot),
-        extent_(extent),
-        offset_(offset),
-        bytes_(bytes),
-        parts_(parts) {}
 
   Cache* cache_ = nullptr;
   Slot slot_ = kNoSlot;
@@ -69,13 +76,16 @@ class ReadLease {
   size_t offset_ = 0;
   size_t bytes_ = 0;
   uint32_t parts_ = 0;
+  uint32_t first_part_ = 0;              // in the block
+  const uint64_t* checksums_ = nullptr;  // [parts_], nullptr: none are kept
 };
 
 // The right to write a block that nobody sees yet. Fill it, by data() or by Write(), and commit it;
 // a part is readable by GetPart() from its commit on and never changes again, the block by
 // everything once all of its parts are committed. What is committed must have been written: wait
-// for the transfer of a Write() first, or give it to CommitAfter(). A key has one write lease at a
-// time.
+// for the transfer of a Write() first, or give it to CommitAfter(). What a Write() has
+// written must not be changed in place: its checksum is that of the copy. A key has one write lease
+// at a time.
 //
 // Dropping it without Commit() or Suspend() aborts: the block leaves nothing behind, except that a
 // partial block that was resumed stays partial, with the parts that are committed.
@@ -121,7 +131,9 @@ class WriteLease {
   absl::Status CommitAfter(uint32_t part, Transfer copy);
 
   // Commits all parts that were not given to a commit before, and ends the lease. The block is
-  // complete now, or when the last copy of CommitAfter() has ended. Errors: kAborted, see above.
+  // complete now, or when the last copy of CommitAfter() has ended. Errors: kAborted, see above,
+  // and when the copy of a CommitAfter() has failed: then a block that was resumed ends as a
+  // partial one without that part.
   absl::Status Commit();
 
   // Ends the lease; the block becomes partial: its committed parts are served by GetPart(), it
@@ -137,14 +149,16 @@ class WriteLease {
   absl::Status CheckUnclaimed(uint32_t first_part, uint32_t end_part) const;
   Transfer WriteAt(size_t offset, size_t bytes, uint32_t first_part, uint32_t end_part,
                    absl::Span<const ConstBytes> source, MemorySpace space, Stream stream);
-  WriteLease(Cache* cache, Slot slot, Extent extent, size_t bytes, uint32_t parts)
-      : cache_(cache), slot_(slot), extent_(extent), bytes_(bytes), parts_(parts) {}
+  // Computes the checksums of parts that were written in place, as far as this processor can.
+  void SumPart(uint32_t part) const;
+  void SumUnclaimed() const;
 
   Cache* cache_ = nullptr;
   Slot slot_ = kNoSlot;
   Extent extent_;
   size_t bytes_ = 0;
   uint32_t parts_ = 0;
+  uint64_t* checksums_ = nullptr;  // [parts_], of the block; nullptr: none are kept
 };
 
 }  // namespace kvcache

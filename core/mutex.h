@@ -6,6 +6,7 @@
 #ifndef KVCACHE_CORE_MUTEX_H_
 #define KVCACHE_CORE_MUTEX_H_
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 
@@ -44,6 +45,13 @@ class CondVar {
   void Wait(Mutex& mu) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
     std::unique_lock<std::mutex> lock(mu.mu_, std::adopt_lock);
     cv_.wait(lock);
+    lock.release();
+  }
+  // The same, but no longer than until `time`.
+  void WaitUntil(Mutex& mu, std::chrono::steady_clock::time_point time)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    std::unique_lock<std::mutex> lock(mu.mu_, std::adopt_lock);
+    cv_.wait_until(lock, time);
     lock.release();
   }
   void NotifyAll() { cv_.notify_all(); }

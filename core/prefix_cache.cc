@@ -126,42 +126,27 @@ absl::StatusOr<PrefixCache::Format> PrefixCache::FormatOf(const KvTensor& tensor
                    .layers = options_.layers,
                    .kv_heads = tensor.kv_heads,
                    .head_dim = tensor.head_dim};
-  const Namespace ns = {.model = options_.model,
-                        .revision = options_.revision,
-                        .adapter = options_.adapter,
-                        .tenant = options_.tenant,
-                        .shard = Shard::Whole(options_.layers, tensor.kv_heads),
-                        .layout = format.layout};
-  absl::StatusOr<BlockKey> root = RootKey(ns);
+  absl::StatusOr<BlockKey> root = RootKey(NamespaceOf(format.layout));
   if (!root.ok()) return root.status();
-  absl::StatusOr<NamespaceId> id = cache_->Register(ns);
-  if (!id.ok()) return id.status();
   format.token = {nullptr, tensor.dtype, 1, tensor.kv_heads, tensor.head_dim};
   format.root = *root;
-  format.ns = *id;
   return format;
 }
 
-absl::Status PrefixCache::WithFormat(const KvTensor& tensor,
-                                     absl::FunctionRef<absl::Status(const Format&)> put) {
-  if (const Format* fixed = format()) return put(*fixed);
-  MutexLock first_put(first_put_);
-  if (const Format* fixed = format()) return put(*fixed);
-  absl::StatusOr<Format> candidate = FormatOf(tensor);
-  if (!candidate.ok()) return candidate.status();
-  if (absl::Status status = put(*candidate); !status.ok()) return status;
-  fixed_ = std::make_unique<const Format>(*std::move(candidate));
-  format_.store(fixed_.get(), std::memory_order_release);
-  return absl::OkStatus();
+Namespace PrefixCache::NamespaceOf(const KvLayout& layout) const {
+  return {.model = options_.model,
+          .revision = options_.revision,
+          .adapter = options_.adapter,
+          .tenant = options_.tenant,
+          .shard = Shard::Whole(options_.layers, layout.kv_heads),
+          .layout = layout};
 }
 
 absl::Status PrefixCache::CacheKv(const Prefix& prefix, uint32_t layer, const KvTensor& k,
                                   const KvTensor& v, const PrefixPutOptions& options) {
   if (absl::Status status = CheckLayer(layer); !status.ok()) return status;
   const Written written = {layer, {k, v}};
-  return WithFormat(k, [&](const Format& format) {
-    return Put(format, prefix, {&written, 1}, options);
-  });
+  return Put(prefix, {&written, 1}, options);
 }
 
 absl::Status PrefixCache::CacheAllLayers(const Prefix& prefix, absl::Span<const LayerKv> layers,
@@ -175,12 +160,31 @@ absl::Status PrefixCache::CacheAllLayers(const Prefix& prefix, absl::Span<const 
   for (const LayerKv& kv : layers) {
     written.push_back({static_cast<uint32_t>(written.size()), kv});
   }
-  return WithFormat(layers.front().k,
-                    [&](const Format& format) { return Put(format, prefix, written, options); });
+  return Put(prefix, written, options);
 }
 
-absl::Status PrefixCache::Put(const Format& format, const Prefix& prefix,
-                              absl::Span<const Written> layers, const PrefixPutOptions& options) {
+absl::Status PrefixCache::Put(const Prefix& prefix, absl::Span<const Written> layers,
+                              const PrefixPutOptions& options) {
+  if (const Format* fixed = format()) return PutAs(*fixed, prefix, layers, options);
+  MutexLock first_put(first_put_);
+  if (const Format* fixed = format()) return PutAs(*fixed, prefix, layers, options);
+  absl::StatusOr<Format> candidate = FormatOf(layers.front().kv.k);
+  if (!candidate.ok()) return candidate.status();
+  // Before the namespace is registered: what is refused leaves nothing behind.
+  absl::StatusOr<Target> target = Check(*candidate, prefix, layers);
+  if (!target.ok()) return target.status();
+  absl::StatusOr<NamespaceId> ns = cache_->Register(NamespaceOf(candidate->layout));
+  if (!ns.ok()) return ns.status();
+  candidate->ns = *ns;
+  absl::Status status = PutAs(*candidate, prefix, layers, options);
+  if (!status.ok()) return status;
+  fixed_ = std::make_unique<const Format>(*std::move(candidate));
+  format_.store(fixed_.get(), std::memory_order_release);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PrefixCache::Target> PrefixCache::Check(const Format& format, const Prefix& prefix,
+                                                       absl::Span<const Written> layers) const {
   const KvTensor& first = layers.front().kv.k;
   for (const Written& layer : layers) {
     for (const auto& [name, tensor] : {std::pair("k", &layer.kv.k), std::pair("v", &layer.kv.v)}) {
@@ -200,26 +204,40 @@ absl::Status PrefixCache::Put(const Format& format, const Prefix& prefix,
   if (!bytes.ok()) return bytes.status();
   absl::StatusOr<BlockKey> key = prefix.Key(format.root);
   if (!key.ok()) return key.status();
-  const BlockSize size = {*bytes, options_.layers};
+  return Target{*key, {*bytes, options_.layers}};
+}
+
+absl::Status PrefixCache::PutAs(const Format& format, const Prefix& prefix,
+                                absl::Span<const Written> layers, const PrefixPutOptions& options) {
+  absl::StatusOr<Target> target = Check(format, prefix, layers);
+  if (!target.ok()) return target.status();
   PutOptions put;
   put.ns = format.ns;
   put.ttl = options.ttl;
   put.recompute_cost = options.recompute_cost;
+  MutexLock writer(WriterOf(target->key));
+  absl::Status status = Write(format, *target, layers, put);
+  // The layers that were there have expired meanwhile: without them it is a first put.
+  if (absl::IsAborted(status)) status = Write(format, *target, layers, put);
+  return status;
+}
 
-  MutexLock writer(WriterOf(*key));
+absl::Status PrefixCache::Write(const Format& format, const Target& target,
+                                absl::Span<const Written> layers, const PutOptions& options) {
   const bool all = layers.size() == options_.layers;
   std::vector<bool> committed;
-  ReadLease old = cache_->PinForReplacement(*key, &committed);
-  if (old.holds() && !all && old.size() != size.bytes) {
+  ReadLease old = cache_->PinForReplacement(target.key, &committed);
+  if (old.holds() && !all && old.size() != target.size.bytes) {
     const CachedKv other(std::move(old), format.token);
-    return absl::InvalidArgumentError(absl::StrCat("k of layer ", layers.front().layer, ": ",
-                                                   first.ToString(), ", but the prefix has ",
-                                                   other.tokens(), " tokens"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("k of layer ", layers.front().layer, ": ", layers.front().kv.k.ToString(),
+                     ", but the prefix has ", other.tokens(), " tokens"));
   }
   const bool replaces = old.holds() && (all || committed[layers.front().layer]);
   if (!replaces || all) old.Release();  // so that it may make room
   absl::StatusOr<WriteLease> lease =
-      replaces ? cache_->ReserveReplacement(*key, size, put) : cache_->Reserve(*key, size, put);
+      replaces ? cache_->ReserveReplacement(target.key, target.size, options)
+               : cache_->Reserve(target.key, target.size, options);
   if (!lease.ok()) return lease.status();
   for (const Written& layer : layers) {
     const absl::Status copied =
@@ -243,14 +261,18 @@ absl::Status PrefixCache::CopyOtherLayers(const ReadLease& old, const std::vecto
   for (uint32_t layer = 0; layer < options_.layers; ++layer) {
     if (layer == except || !committed[layer]) continue;
     ConstBytes source(old.part(layer), bytes);
-    if (!traits.addressable) {
+    absl::Status status;
+    if (traits.addressable) {
+      status = old.VerifyPart(layer);
+    } else {
       const MutableBytes destination = absl::MakeSpan(buffer);
-      absl::Status status = old.ReadPart(layer, {destination}).Wait();
-      if (!status.ok()) return status;
+      status = old.ReadPart(layer, {destination}).Wait();
       source = buffer;
     }
+    if (absl::IsDataLoss(status)) continue;  // lost; the others are not
+    if (!status.ok() && !absl::IsFailedPrecondition(status)) return status;
     const MemorySpace space = traits.addressable ? traits.memory_space : MemorySpace();
-    absl::Status status = lease.WritePart(layer, {source}, space).Wait();
+    status = lease.WritePart(layer, {source}, space).Wait();
     if (status.ok()) status = lease.CommitPart(layer);
     if (!status.ok()) return status;
   }

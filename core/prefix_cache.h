@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -175,7 +174,7 @@ class PrefixCache {
   struct Format {
     KvLayout layout;
     KvTensor token;  // the shape of one token's K
-    NamespaceId ns;
+    NamespaceId ns = NamespaceId::kDefault;
     BlockKey root;
   };
   struct Written {
@@ -187,15 +186,28 @@ class PrefixCache {
       : options_(options), cache_(std::move(cache)) {}
 
   absl::Status CheckLayer(uint32_t layer) const;
+  // A checked put: what it is called and how large it is.
+  struct Target {
+    BlockKey key;
+    BlockSize size;
+  };
+
+  // Its namespace is not registered yet.
   absl::StatusOr<Format> FormatOf(const KvTensor& tensor);
+  Namespace NamespaceOf(const KvLayout& layout) const;
   // nullptr before the first put.
   const Format* format() const { return format_.load(std::memory_order_acquire); }
-  // Runs `put` with the format that is fixed, or else with that of `tensor`, which is fixed when it
+  // Puts as the format says that is fixed, or else as that of the tensors, which is fixed when that
   // succeeds.
-  absl::Status WithFormat(const KvTensor& tensor,
-                          absl::FunctionRef<absl::Status(const Format&)> put);
-  absl::Status Put(const Format& format, const Prefix& prefix, absl::Span<const Written> layers,
+  absl::Status Put(const Prefix& prefix, absl::Span<const Written> layers,
                    const PrefixPutOptions& options);
+  absl::StatusOr<Target> Check(const Format& format, const Prefix& prefix,
+                               absl::Span<const Written> layers) const;
+  absl::Status PutAs(const Format& format, const Prefix& prefix, absl::Span<const Written> layers,
+                     const PrefixPutOptions& options);
+  // REQUIRES: the writer's lock of the key.
+  absl::Status Write(const Format& format, const Target& target, absl::Span<const Written> layers,
+                     const PutOptions& options);
   absl::Status CopyOtherLayers(const ReadLease& old, const std::vector<bool>& committed,
                                uint32_t except, WriteLease& lease);
   absl::StatusOr<CachedKv> Find(const Prefix& prefix, std::optional<uint32_t> layer);

@@ -153,6 +153,7 @@ TEST_F(PrefixCacheTest, ARefusedFirstPutDecidesNothing) {
   bad.kv_heads = 1;
   bad.data = nullptr;
   EXPECT_THAT(cache_->CacheKv("p", 0, bad, bad).message(), HasSubstr("k of layer 0: null data"));
+  EXPECT_EQ(cache_->GetStats().namespaces.size(), 1) << "none of this format";
   EXPECT_TRUE(PutAll("p", Tensors(1)).ok());
 }
 

@@ -45,6 +45,8 @@ constexpr std::array kCounters = {
     Counter{&CacheCounters::expirations, "expirations_total", "Blocks that outlived their TTL."},
     Counter{&CacheCounters::erased, "erased_total", "Blocks erased by a caller."},
     Counter{&CacheCounters::replaced, "replaced_total", "Blocks replaced by a newer copy."},
+    Counter{&CacheCounters::corrupted, "corrupted_total",
+            "Blocks dropped because their bytes had changed, and blocks lost with such a parent."},
     Counter{&CacheCounters::failed_writes, "failed_writes_total",
             "Writes dropped, aborted or failed, and blocks lost with such a parent."},
     Counter{&CacheCounters::rejected_too_large, "rejected_too_large_total",
@@ -198,7 +200,8 @@ std::string StatsText(const CacheStats& stats) {
              absl::StrCat(Ratio(u.blocks, stats.max_blocks, "blocks"), ", ", u.blocks_complete,
                           " complete"));
   AppendLine(&text, "leases",
-             absl::StrCat(stats.leases, ", the oldest ", absl::FormatDuration(stats.oldest_lease)));
+             absl::StrCat(stats.leases, ", the longest pinned block for ",
+                          absl::FormatDuration(stats.longest_pinned)));
   AppendLine(
       &text, "copied",
       absl::StrCat(Bytes(c.bytes_written), " in, ", Bytes(c.bytes_read), " out, ", c.blocks_written,
@@ -206,7 +209,7 @@ std::string StatsText(const CacheStats& stats) {
   AppendLine(&text, "never reused", Ratio(c.evicted_before_reuse, c.evictions, "evicted blocks"));
   AppendLine(&text, "gone",
              absl::StrCat(c.evictions, " evicted, ", c.expirations, " expired, ", c.erased,
-                          " erased, ", c.replaced, " replaced"));
+                          " erased, ", c.replaced, " replaced, ", c.corrupted, " corrupted"));
   AppendLine(
       &text, "rejected",
       absl::StrCat(c.rejected_too_large, " too large, ", c.rejected_pinned, " pinned, ",
@@ -235,8 +238,11 @@ std::string PrometheusText(const CacheStats& stats) {
               absl::StrCat(stats.max_blocks));
   AppendGauge(&text, "leases", "Pins on blocks, by leases and by transfers.",
               absl::StrCat(stats.leases));
-  AppendGauge(&text, "oldest_lease_seconds", "The age of the oldest lease; 0 without leases.",
-              Seconds(stats.oldest_lease));
+  AppendGauge(&text, "longest_pinned_seconds",
+              "How long a block has been pinned without a break, at most; 0 without leases.",
+              Seconds(stats.longest_pinned));
+  AppendHeader(&text, "scrubbed_bytes_total", "counter", "Bytes read to compare their checksums.");
+  absl::StrAppend(&text, "kvcache_scrubbed_bytes_total ", stats.scrubbed_bytes, "\n");
   AppendBackendStats(&text, stats.backend_stats);
   for (const Gauge& gauge : kGauges) {
     AppendFamily(&text, stats, gauge.name, "gauge", gauge.help,

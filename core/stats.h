@@ -40,6 +40,7 @@ struct CacheCounters {
   uint64_t expirations = 0;
   uint64_t erased = 0;
   uint64_t replaced = 0;
+  uint64_t corrupted = 0;  // dropped since their bytes had changed; also blocks below such a block
   uint64_t failed_writes = 0;  // dropped, aborted or failed; also blocks lost with such a parent
   uint64_t rejected_too_large = 0;
   uint64_t rejected_pinned = 0;  // no room, and nothing that may go
@@ -79,8 +80,11 @@ struct CacheStats {
   size_t capacity_bytes = 0;
   size_t peak_bytes = 0;  // highest bytes_in_use
   size_t max_blocks = 0;
-  size_t leases = 0;            // pins, by leases and by transfers
-  absl::Duration oldest_lease;  // zero without leases
+  size_t leases = 0;  // pins, by leases and by transfers
+  // How long a block has been pinned without a break, by one lease or by several that overlap; the
+  // largest of all blocks. Zero without leases.
+  absl::Duration longest_pinned;
+  uint64_t scrubbed_bytes = 0;  // read by Scrub() and in the background to compare their checksums
   std::string backend;
   std::string policy;
   BackendStats backend_stats;

@@ -29,7 +29,8 @@ CacheStats Example() {
   stats.peak_bytes = size_t{3} << 30;
   stats.max_blocks = 1000;
   stats.leases = 2;
-  stats.oldest_lease = absl::Milliseconds(1500);
+  stats.longest_pinned = absl::Milliseconds(1500);
+  stats.scrubbed_bytes = 4096;
   NamespaceStats ns;
   ns.id = 0;
   ns.model = "llama";
@@ -47,6 +48,7 @@ CacheStats Example() {
   ns.counters.expirations = 3;
   ns.counters.erased = 4;
   ns.counters.replaced = 5;
+  ns.counters.corrupted = 1;
   ns.counters.failed_writes = 6;
   ns.counters.rejected_too_large = 7;
   ns.counters.rejected_pinned = 9;
@@ -147,6 +149,7 @@ TEST(StatsTest, NoCounterIsForgotten) {
                             &counters.expirations,
                             &counters.erased,
                             &counters.replaced,
+                            &counters.corrupted,
                             &counters.failed_writes,
                             &counters.rejected_too_large,
                             &counters.rejected_pinned,
@@ -177,10 +180,10 @@ TEST(StatsTest, TextForPeopleIsAFewAlignedLines) {
             "memory         1073741824 of 4294967296 bytes (25.0 %): 1.0 GiB of 4.0 GiB, peak 3.0 "
             "GiB, detached 1.0 MiB\n"
             "blocks held    50 of 1000 blocks (5.0 %), 48 complete\n"
-            "leases         2, the oldest 1.5s\n"
+            "leases         2, the longest pinned block for 1.5s\n"
             "copied         1.5 KiB in, 1023 B out, 61 blocks written, 6 writes failed\n"
             "never reused   2 of 8 evicted blocks (25.0 %)\n"
-            "gone           8 evicted, 3 expired, 4 erased, 5 replaced\n"
+            "gone           8 evicted, 3 expired, 4 erased, 5 replaced, 1 corrupted\n"
             "rejected       7 too large, 9 pinned, 10 fragmented, 11 by the policy\n"
             "cpu_ram        fault_in background, error a \"b\", faulted_bytes 3.0 GiB, "
             "page_fault_bytes 1.5 KiB, first_touch_bytes_per_second 2.3 GiB/s, seconds 1.25\n");
@@ -230,7 +233,8 @@ TEST(StatsTest, PrometheusTextFollowsTheFormat) {
   const auto samples = CheckPrometheus(PrometheusText(Example()));
   EXPECT_EQ(samples.at("kvcache_info{backend=\"cpu_ram\",policy=\"lru\"}"), "1");
   EXPECT_EQ(samples.at("kvcache_capacity_bytes"), "4294967296");
-  EXPECT_EQ(samples.at("kvcache_oldest_lease_seconds"), "1.5");
+  EXPECT_EQ(samples.at("kvcache_longest_pinned_seconds"), "1.5");
+  EXPECT_EQ(samples.at("kvcache_scrubbed_bytes_total"), "4096");
   EXPECT_EQ(samples.at("kvcache_backend_info{fault_in=\"background\",error=\"a \\\"b\\\"\"}"), "1");
   EXPECT_EQ(samples.at("kvcache_backend_faulted_bytes"), "3221225472");
   EXPECT_EQ(samples.at("kvcache_backend_page_fault_bytes_total"), "1536");

@@ -24,6 +24,11 @@ absl::Status Validate(const char* side, const Extent& extent, const Op& op, cons
     }
     room -= piece.size();
   }
+  const size_t bytes = extent.size - op.offset - room;
+  if (!op.checksums.empty() && (bytes == 0 || bytes % op.checksums.size() != 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(side, ": ", op.checksums.size(), " checksums of ", bytes, " bytes"));
+  }
   return absl::OkStatus();
 }
 

@@ -35,6 +35,9 @@ struct WriteOp {
   absl::Span<const ConstBytes> source = {};
   MemorySpace source_space = {};
   uint32_t part = 0;
+  // Empty, or one for each of as many equal stretches of the bytes, in order: set to their
+  // checksums (core/checksum.h) before the op ends well.
+  absl::Span<uint64_t> checksums = {};
 };
 
 // Scatters the extent's bytes from `offset` on into `destination`, in order.
@@ -44,6 +47,9 @@ struct ReadOp {
   absl::Span<const MutableBytes> destination = {};
   MemorySpace destination_space = {};
   uint32_t part = 0;
+  // Likewise, what the checksums of the bytes should be; 0: not known. When one is different, the
+  // op ends with kDataLoss, and nothing is promised about the destination.
+  absl::Span<const uint64_t> checksums = {};
 };
 
 // Holds extents of bytes and copies to and from them. It knows nothing of keys, leases or eviction;
@@ -71,6 +77,7 @@ class StorageBackend {
 
   // Starts the copies; they may have ended when the call returns. The op lists are read before the
   // call returns; the memory that they name must stay valid and unchanged until the op has ended.
+  // Every backend that stores bytes computes the checksums that ops ask for, on the host.
   // An op that does not fit its extent, names null memory or a memory space that this backend
   // cannot reach ends with kInvalidArgument; the others are not affected. No order among the ops of
   // a call.
@@ -82,8 +89,8 @@ class StorageBackend {
 };
 
 // The checks that every backend makes of an op before it copies: kInvalidArgument, naming the
-// values, for bytes outside the extent (also by overflow) or a null piece that is not empty. A
-// backend adds its own check of the memory space.
+// values, for bytes outside the extent (also by overflow), a null piece that is not empty, or bytes
+// that the checksums do not divide. A backend adds its own check of the memory space.
 absl::Status ValidateOp(const WriteOp& op);
 absl::Status ValidateOp(const ReadOp& op);
 

@@ -2,7 +2,6 @@
 
 #include <sanitizer/asan_interface.h>
 
-#include <cstring>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -15,6 +14,7 @@
 #include "kvcache/backends/cpu_ram/region_allocator.h"
 #include "kvcache/core/check.h"
 #include "kvcache/core/extent_allocator.h"
+#include "kvcache/core/host_copy.h"
 
 namespace kvcache {
 namespace {
@@ -151,21 +151,11 @@ class CpuRamBackend final : public StorageBackend {
   static const MemorySpace& SpaceOf(const WriteOp& op) { return op.source_space; }
   static const MemorySpace& SpaceOf(const ReadOp& op) { return op.destination_space; }
 
-  static void Copy(const WriteOp& op, std::byte* at) {
-    for (const ConstBytes& piece : op.source) {
-      if (piece.empty()) continue;
-      std::memcpy(at, piece.data(), piece.size());
-      at += piece.size();
-    }
+  static absl::Status Copy(const WriteOp& op, std::byte* at) {
+    CopyIn(op, at);
+    return absl::OkStatus();
   }
-
-  static void Copy(const ReadOp& op, const std::byte* at) {
-    for (const MutableBytes& piece : op.destination) {
-      if (piece.empty()) continue;
-      std::memcpy(piece.data(), at, piece.size());
-      at += piece.size();
-    }
-  }
+  static absl::Status Copy(const ReadOp& op, const std::byte* at) { return CopyOut(op, at); }
 
   template <typename Op>
   absl::Status RunOne(const Op& op, Stream stream) const {
@@ -177,8 +167,7 @@ class CpuRamBackend final : public StorageBackend {
     if (!stream.is_none()) {
       return absl::InvalidArgumentError("cpu_ram cannot order a copy behind a stream");
     }
-    Copy(op, Address(ExtentOf(op)) + op.offset);
-    return absl::OkStatus();
+    return Copy(op, Address(ExtentOf(op)) + op.offset);
   }
 
   template <typename Op>

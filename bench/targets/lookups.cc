@@ -84,7 +84,8 @@ void MeasureGets(Suite& suite, size_t count, absl::Span<const BlockKey> keys) {
           benchmark::DoNotOptimize(zero);
         });
       },
-      "lock + find", [&] {
+      "lock + find",
+      [&] {
         return nanos([&](absl::Span<const BlockKey> part) {
           size_t zero = 0;
           for (size_t i = 0; i < part.size(); ++i) zero = map.Find(part[i + zero]) >> 63;
@@ -111,11 +112,11 @@ void MeasureGets(Suite& suite, size_t count, absl::Span<const BlockKey> keys) {
 void MeasurePrefixes(Suite& suite) {
   constexpr size_t kPrefixes = 100'000;
   constexpr uint32_t kLayers = 32;
-  auto backend = CreateCpuRamBackend({.capacity_bytes = kPrefixes * kLayers * 64 + (size_t{1} << 20)});
-  auto cache =
-      PrefixCache::Create({.layers = kLayers, .cache = {.max_blocks = kPrefixes}},
-                          *std::move(backend), CreateLruPolicy())
-          .value();
+  auto backend =
+      CreateCpuRamBackend({.capacity_bytes = kPrefixes * kLayers * 64 + (size_t{1} << 20)});
+  auto cache = PrefixCache::Create({.layers = kLayers, .cache = {.max_blocks = kPrefixes}},
+                                   *std::move(backend), CreateLruPolicy())
+                   .value();
   std::vector<std::string> texts;
   const std::vector<BlockKey> random = RandomKeys(kPrefixes);
   std::vector<std::byte> bytes(32);

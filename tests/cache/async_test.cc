@@ -112,6 +112,9 @@ class Scenario {
     if (kind < 87) return Cancel();
     if (kind < 91) return DropRead();
     if (kind < 95) return Remove();
+    if (kind < 96 && random_.Chance(50)) {
+      return fake_->FlipBit(random_.Below(fake_->traits().capacity_bytes), random_.Below(8));
+    }
     if (kind < 96) return fake_->FailNextAllocate(absl::InternalError("test"));
     if (kind < 97 && fake_->pending() == 0) return cache_->Drain();
     clock_.Advance(absl::Milliseconds(random_.Below(20)));
@@ -161,7 +164,7 @@ class Scenario {
     const uint32_t how = random_.Below(100);
     if (how < 65) return fake_->Complete(random_.Below(pending));
     if (how < 70) return fake_->CompleteAll();
-    fake_->Fail(random_.Below(pending), absl::DataLossError("test"));
+    fake_->Fail(random_.Below(pending), absl::InternalError("test"));
   }
 
   void Cancel() {
@@ -196,10 +199,6 @@ class Scenario {
            absl::IsFailedPrecondition(status) || absl::IsResourceExhausted(status) ||
            absl::IsInternal(status);
   }
-  static bool IsCopyFailure(const absl::Status& status) {
-    return absl::IsDataLoss(status) || absl::IsCancelled(status);
-  }
-
   // Writes a part and commits it now, after the copy, or not yet.
   void WritePart() {
     if (writes_.empty()) return;
@@ -384,7 +383,7 @@ class Scenario {
           if (random.Chance(70)) {
             fake->Complete(random.Below(left));
           } else {
-            fake->Fail(random.Below(left), absl::DataLossError("test"));
+            fake->Fail(random.Below(left), absl::InternalError("test"));
           }
         }
       });
@@ -421,6 +420,37 @@ TEST(AsyncTest, CopiesThatEndLateBreakNothing) {
     if (::testing::Test::HasFailure()) return;
   }
   EXPECT_GT(right_reads, only.has_value() ? 0 : kSeeds);
+}
+
+// The copy of a CommitAfter() fails into a block that stays, since it was partial before.
+TEST(AsyncTest, ACommitLeavesOutThePartsWhoseCopiesFailed) {
+  auto owned = FakeBackend::Create(4096);
+  FakeBackend* fake = owned.get();
+  const auto cache = *Cache::Create({}, std::move(owned), CreateLruPolicy());
+  const BlockKey key = NumberedKey(1);
+  std::vector<std::byte> bytes(64);
+  const ConstBytes source = bytes;
+  absl::StatusOr<WriteLease> lease = cache->Reserve(key, {192, 3});
+  fake->set_auto_complete(true);
+  ASSERT_TRUE(lease->WritePart(0, {source}).Wait().ok());
+  ASSERT_TRUE(lease->CommitPart(0).ok());
+  ASSERT_TRUE(lease->Suspend().ok());
+  lease = cache->Reserve(key, {192, 3});
+  ASSERT_TRUE(lease->WritePart(2, {source}).Wait().ok());
+  fake->set_auto_complete(false);
+  ASSERT_TRUE(lease->CommitAfter(1, lease->WritePart(1, {source})).ok());
+  fake->Fail(0, absl::InternalError("test"));
+  EXPECT_EQ(lease->Commit(), absl::AbortedError("the copy into part 1 failed"));
+  EXPECT_EQ(cache->Lookup(key), LookupResult::kPartial);
+  EXPECT_TRUE(cache->GetPart(kNs, key, 0).ok());
+  EXPECT_TRUE(absl::IsNotFound(cache->GetPart(kNs, key, 1).status()));
+  EXPECT_TRUE(cache->GetPart(kNs, key, 2).ok());
+
+  lease = cache->Reserve(key, {192, 3});
+  fake->set_auto_complete(true);
+  ASSERT_TRUE(lease->WritePart(1, {source}).Wait().ok());
+  EXPECT_TRUE(lease->Commit().ok()) << "a new lease starts anew";
+  EXPECT_TRUE(cache->Get(kNs, key).ok());
 }
 
 }  // namespace

@@ -32,10 +32,11 @@ std::vector<ReferenceCache::Handle> ReferenceCache::ChildrenOf(const Handle& blo
   return children;
 }
 
-// A block that is being written lives as long as its parent.
+// A block that is being written lives no longer than its parent.
 absl::Time ReferenceCache::DeadlineOf(const Handle& block) const {
   if (block == nullptr) return absl::InfiniteFuture();
-  return block->visible() ? block->deadline : DeadlineOf(block->parent);
+  if (block->visible()) return block->deadline;
+  return std::min(block->deadline, DeadlineOf(block->parent));
 }
 
 ReferenceCache::Handle ReferenceCache::Find(const BlockKey& key) const {
@@ -151,14 +152,17 @@ std::vector<absl::StatusOr<ReferenceCache::Handle>> ReferenceCache::GetMany(
   std::vector<absl::StatusOr<Handle>> results;
   for (const Wanted& want : wanted) {
     const bool layer = want.part.has_value();
-    ++(layer ? count.layer_lookups : count.block_lookups);
     const Handle block = Find(want.key);
+    if (block != nullptr) {
+      const size_t bytes = block->size.bytes / (layer ? block->size.parts : 1);
+      if ((layer && *want.part >= block->size.parts) || want.bytes.value_or(bytes) != bytes) {
+        results.push_back(absl::InvalidArgumentError(""));
+        continue;
+      }
+    }
+    ++(layer ? count.layer_lookups : count.block_lookups);
     if (block == nullptr) {
       results.push_back(absl::NotFoundError(""));
-      continue;
-    }
-    if (layer && *want.part >= block->size.parts) {
-      results.push_back(absl::InvalidArgumentError(""));
       continue;
     }
     if (layer ? !block->committed[*want.part] : block->state != State::kComplete) {
@@ -247,6 +251,7 @@ absl::StatusOr<ReferenceCache::Handle> ReferenceCache::Reserve(const BlockKey& k
   block->ttl = options.ttl.value_or(options_.default_ttl);
   block->recompute_cost = options.recompute_cost;
   block->committed.resize(size.parts);
+  block->failed.resize(size.parts);
   CacheCounters& count = counters(options.ns);
   if (Charge(*block) > options_.capacity_bytes) {
     ++count.rejected_too_large;
@@ -264,6 +269,8 @@ absl::StatusOr<ReferenceCache::Handle> ReferenceCache::Reserve(const BlockKey& k
     }
     found->state = State::kWriting;
     found->ttl = block->ttl;
+    found->progress = false;
+    found->failed.assign(size.parts, false);
     Pin(found);
     return found;
   }
@@ -284,9 +291,11 @@ absl::StatusOr<ReferenceCache::Handle> ReferenceCache::Reserve(const BlockKey& k
 
 void ReferenceCache::MakeVisible(const Handle& block, State state) {
   block->state = state;
-  block->deadline = std::min(options_.clock->Now() + block->ttl, DeadlineOf(block->parent));
+  if (block->progress) block->deadline = options_.clock->Now() + block->ttl;
+  block->deadline = std::min(block->deadline, DeadlineOf(block->parent));
   for (const auto& [key, other] : resident_) {
-    for (Handle above = other->parent; above != nullptr; above = above->parent) {
+    for (Handle above = other->parent; above != nullptr && other->visible();
+         above = above->parent) {
       if (above == block) other->deadline = std::min(other->deadline, block->deadline);
     }
   }
@@ -313,8 +322,9 @@ absl::Status ReferenceCache::CommitPart(const Handle& block, uint32_t part, bool
   if (part >= block->size.parts) return absl::InvalidArgumentError("");
   if (block->state == State::kGone) return absl::AbortedError("");
   if (block->committed[part]) return absl::FailedPreconditionError("");
+  block->failed[part] = !succeeds;
   if (succeeds) {
-    block->committed[part] = true;
+    block->committed[part] = block->progress = true;
     counters(block->ns).bytes_written += block->size.bytes / block->size.parts;
     const std::vector<bool>& committed = block->committed;
     if (std::find(committed.begin(), committed.end(), false) == committed.end()) EndWrite(block);
@@ -329,11 +339,14 @@ absl::Status ReferenceCache::CommitPart(const Handle& block, uint32_t part, bool
 absl::Status ReferenceCache::Commit(const Handle& block) {
   RemoveExpired();
   const bool gone = block->state == State::kGone;
+  bool failed = false;
   for (uint32_t part = 0; part < block->size.parts && !gone; ++part) {
-    if (!block->committed[part]) CommitPart(block, part).IgnoreError();
+    failed |= block->failed[part];
+    if (!block->committed[part] && !block->failed[part]) CommitPart(block, part).IgnoreError();
   }
+  if (failed) EndWrite(block);
   Release(block);
-  return gone ? absl::AbortedError("") : absl::OkStatus();
+  return gone || failed ? absl::AbortedError("") : absl::OkStatus();
 }
 
 absl::Status ReferenceCache::Suspend(const Handle& block) {
@@ -413,7 +426,8 @@ CacheStats ReferenceCache::stats() {
     }
     stats.leases += block.pins;
     if (block.pins > 0) {
-      stats.oldest_lease = std::max(stats.oldest_lease, options_.clock->Now() - block.pinned_since);
+      stats.longest_pinned =
+          std::max(stats.longest_pinned, options_.clock->Now() - block.pinned_since);
     }
   };
   for (const auto& [key, block] : resident_) count(*block);

@@ -34,10 +34,12 @@ struct ReferenceBlock {
   absl::Duration recompute_cost;
   State state = State::kWriting;
   std::vector<bool> committed;
+  std::vector<bool> failed;  // by the last commit of the part
+  bool progress = false;     // something was committed since the block was last partial
   bool suspended = false;    // was partial: a failure leaves it so
   bool was_visible = false;  // once
   bool hit = false;
-  absl::Time deadline = absl::InfiniteFuture();  // while visible
+  absl::Time deadline = absl::InfiniteFuture();  // once visible
   uint64_t last_use = 0;
   uint64_t uses = 0;
   size_t pins = 0;
@@ -75,6 +77,7 @@ class ReferenceCache {
   struct Wanted {
     BlockKey key;
     std::optional<uint32_t> part;
+    std::optional<size_t> bytes = std::nullopt;  // refused when it has another size
   };
 
   LookupResult Lookup(const BlockKey& key) const;

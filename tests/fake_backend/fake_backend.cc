@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -12,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/check.h"
 #include "kvcache/core/extent_allocator.h"
+#include "kvcache/core/host_copy.h"
 #include "kvcache/core/mutex.h"
 
 namespace kvcache {
@@ -25,6 +25,9 @@ struct Copy {
   size_t end;
   std::vector<ConstBytes> from;
   std::vector<MutableBytes> to;
+  absl::Span<uint64_t> sums_in;
+  absl::Span<const uint64_t> sums_out;
+  uint32_t part;
   uint64_t call;  // which call it came with
   TransferSource source;
   size_t op;
@@ -41,24 +44,34 @@ size_t TotalSize(absl::Span<const Piece> pieces) {
 
 Copy MakeCopy(const WriteOp& op, uint64_t call, const TransferSource& source, size_t i) {
   const size_t begin = op.destination.offset + op.offset;
-  return {true,
-          op.destination,
-          begin,
-          begin + TotalSize(op.source),
-          {op.source.begin(), op.source.end()},
-          {},
-          call,
-          source,
-          i};
+  return {.writes = true,
+          .extent = op.destination,
+          .begin = begin,
+          .end = begin + TotalSize(op.source),
+          .from = {op.source.begin(), op.source.end()},
+          .to = {},
+          .sums_in = op.checksums,
+          .sums_out = {},
+          .part = op.part,
+          .call = call,
+          .source = source,
+          .op = i};
 }
 
 Copy MakeCopy(const ReadOp& op, uint64_t call, const TransferSource& source, size_t i) {
   const size_t begin = op.source.offset + op.offset;
-  return {false, op.source,
-          begin, begin + TotalSize(op.destination),
-          {},    {op.destination.begin(), op.destination.end()},
-          call,  source,
-          i};
+  return {.writes = false,
+          .extent = op.source,
+          .begin = begin,
+          .end = begin + TotalSize(op.destination),
+          .from = {},
+          .to = {op.destination.begin(), op.destination.end()},
+          .sums_in = {},
+          .sums_out = op.checksums,
+          .part = op.part,
+          .call = call,
+          .source = source,
+          .op = i};
 }
 
 MemorySpace SpaceOf(const WriteOp& op) { return op.source_space; }
@@ -149,8 +162,8 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
       absl::Status status = Validate(ops[i], stream);
       if (!status.ok()) {
         source.Complete(i, std::move(status));
-      } else if (!Defer(MakeCopy(ops[i], call, source, i))) {
-        source.Complete(i, absl::OkStatus());
+      } else if (std::optional<absl::Status> copied = Defer(MakeCopy(ops[i], call, source, i))) {
+        source.Complete(i, *std::move(copied));
       }
     }
     return source.transfer();
@@ -159,17 +172,25 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
   // Ends the pending ops [first, last) with `status`, copying when it is OK.
   void End(size_t first, std::optional<size_t> last, const absl::Status& status) {
     std::vector<Copy> ended;
+    std::vector<absl::Status> results;
     {
       MutexLock lock(mu_);
       const size_t end = last.value_or(pending_.size());
       KVCACHE_CHECK(end <= pending_.size(), "op ", end - 1, " of ", pending_.size(), " pending");
       const auto from = pending_.begin() + first;
       const auto to = pending_.begin() + end;
-      for (auto copy = from; copy != to && status.ok(); ++copy) Perform(*copy);
+      for (auto copy = from; copy != to; ++copy) {
+        results.push_back(status.ok() ? Perform(*copy) : status);
+      }
       ended.assign(std::make_move_iterator(from), std::make_move_iterator(to));
       pending_.erase(from, to);
     }
-    for (const Copy& copy : ended) copy.source.Complete(copy.op, status);
+    for (size_t i = 0; i < ended.size(); ++i) ended[i].source.Complete(ended[i].op, results[i]);
+  }
+
+  void FlipBit(size_t offset, int bit) {
+    MutexLock lock(mu_);
+    bytes_[offset] ^= std::byte{1} << bit;
   }
 
  private:
@@ -178,8 +199,8 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
     return calls_++;
   }
 
-  // False when the copy was made at once.
-  bool Defer(Copy copy) {
+  // The result when the copy was made at once.
+  std::optional<absl::Status> Defer(Copy copy) {
     MutexLock lock(mu_);
     CheckAllocated(copy.extent);
     for (const Copy& other : pending_) {
@@ -189,12 +210,11 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
                     ", ", other.end, ") is pending");
     }
     if (auto_complete_) {
-      Perform(copy);
-      return false;
+      return Perform(copy);
     }
     pending_.push_back(std::move(copy));
     started_.NotifyAll();
-    return true;
+    return std::nullopt;
   }
 
   void Cancel(uint64_t call) {
@@ -217,17 +237,14 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
                   " bytes at ", extent.offset, " is allocated");
   }
 
-  void Perform(const Copy& copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+  absl::Status Perform(const Copy& copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     CheckAllocated(copy.extent);
     std::byte* at = bytes_.data() + copy.begin;
-    for (const ConstBytes& piece : copy.from) {
-      if (!piece.empty()) std::memcpy(at, piece.data(), piece.size());
-      at += piece.size();
+    if (!copy.writes) {
+      return CopyOut({.destination = copy.to, .part = copy.part, .checksums = copy.sums_out}, at);
     }
-    for (const MutableBytes& piece : copy.to) {
-      if (!piece.empty()) std::memcpy(piece.data(), at, piece.size());
-      at += piece.size();
-    }
+    CopyIn({.source = copy.from, .part = copy.part, .checksums = copy.sums_in}, at);
+    return absl::OkStatus();
   }
 
   const BackendTraits traits_;
@@ -272,6 +289,8 @@ void FakeBackend::set_auto_complete(bool auto_complete) {
 void FakeBackend::FailNextAllocate(absl::Status status) {
   medium_->FailNextAllocate(std::move(status));
 }
+
+void FakeBackend::FlipBit(size_t offset, int bit) { medium_->FlipBit(offset, bit); }
 
 const BackendTraits& FakeBackend::traits() const { return medium_->traits(); }
 absl::StatusOr<Extent> FakeBackend::Allocate(size_t bytes) { return medium_->Allocate(bytes); }

@@ -46,6 +46,9 @@ class FakeBackend final : public StorageBackend {
   // Whether ops end in the call that starts them. Default: no. What is pending stays so.
   void set_auto_complete(bool auto_complete);
 
+  // A fault of the medium. REQUIRES: offset < capacity; 0 <= bit < 8.
+  void FlipBit(size_t offset, int bit);
+
   // The next Allocate returns `status`. REQUIRES: it is not OK.
   void FailNextAllocate(absl::Status status);
 

@@ -1,0 +1,25 @@
+// The copies of backends whose bytes this processor can reach.
+#ifndef KVCACHE_CORE_HOST_COPY_H_
+#define KVCACHE_CORE_HOST_COPY_H_
+
+#include <cstddef>
+
+#include "absl/status/status.h"
+#include "kvcache/core/storage_backend.h"
+
+namespace kvcache {
+
+// Performs an op that ValidateOp() accepts on the bytes of its extent that begin at `at`
+// (op.offset counted already), computing or comparing its checksums in the same pass. All memory
+// must be the host's.
+void CopyIn(const WriteOp& op, std::byte* at);
+// Errors: kDataLoss when a checksum is not what it should be.
+absl::Status CopyOut(const ReadOp& op, const std::byte* at);
+
+// What CopyOut() says of the bytes of a part, when they have another checksum than when they were
+// written.
+absl::Status CorruptPart(size_t part);
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_CORE_HOST_COPY_H_
