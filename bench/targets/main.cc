@@ -1,6 +1,6 @@
 // What the store is to reach, measured against what it cannot be faster than.
 //
-//   bazel run -c opt //bench/targets -- [--only TEXT] [--rounds N] [--json FILE]
+//   bazel run -c opt //bench/targets -- [--only=TEXT] [--rounds=N] [--json=FILE]
 #include <cstdio>
 #include <cstdlib>
 #include <string>
@@ -15,7 +15,8 @@ namespace {
 constexpr const char* kUsage =
     "Usage: targets [--only=TEXT] [--rounds=N] [--json=FILE]\n\n"
     "Measures the store beside references in the same run, and says which targets are met.\n\n"
-    "  --only=TEXT    only rows whose name contains TEXT (hit, put, memory, threads, copy)\n"
+    "  --only=TEXT    only rows whose name contains TEXT (hit, put, memory, copy, threads,\n"
+    "                 allocator)\n"
     "  --rounds=N     rounds of each row, whose median counts (default: 9)\n"
     "  --json=FILE    also write the results there\n";
 
@@ -42,5 +43,8 @@ int main(int argc, char** argv) {
   kvcache::bench::Suite suite(options);
   kvcache::bench::MeasureLookups(suite);
   kvcache::bench::MeasureWrites(suite);
+  kvcache::bench::MeasureCopies(suite);
+  kvcache::bench::MeasureThreads(suite);
+  kvcache::bench::MeasureAllocator(suite);
   return suite.Report() ? 0 : 1;
 }

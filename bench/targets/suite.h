@@ -71,7 +71,7 @@ void MeasureLookups(Suite& suite);
 void MeasureWrites(Suite& suite);
 void MeasureThreads(Suite& suite);
 void MeasureCopies(Suite& suite);
-void MeasureMemory(Suite& suite);
+void MeasureAllocator(Suite& suite);
 
 }  // namespace kvcache::bench
 

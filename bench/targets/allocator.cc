@@ -1,0 +1,144 @@
+// The extent allocator beside an exact best fit.
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <map>
+#include <optional>
+#include <random>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "kvcache/bench/targets/suite.h"
+#include "kvcache/core/check.h"
+#include "kvcache/core/extent_allocator.h"
+
+namespace kvcache::bench {
+namespace {
+
+constexpr size_t kCapacity = size_t{4} << 30;
+constexpr size_t kFill = kCapacity / 100 * 95;
+constexpr size_t kSteps = 100'000;
+
+// Takes the smallest free extent that fits, and merges at once: O(log n).
+class BestFit {
+ public:
+  BestFit() { Add(0, kCapacity); }
+
+  std::optional<Extent> Allocate(size_t bytes) {
+    const auto found = by_size_.lower_bound({bytes, 0});
+    if (found == by_size_.end()) return std::nullopt;
+    const auto [size, offset] = *found;
+    by_size_.erase(found);
+    by_offset_.erase(offset);
+    if (size > bytes) Add(offset + bytes, size - bytes);
+    return Extent{offset, bytes};
+  }
+
+  void Free(Extent extent) {
+    const auto after = by_offset_.lower_bound(extent.offset);
+    if (after != by_offset_.begin()) {
+      const auto [offset, size] = *std::prev(after);
+      if (offset + size == extent.offset) {
+        extent = {offset, size + extent.size};
+        Remove(offset, size);
+      }
+    }
+    if (after != by_offset_.end() && extent.offset + extent.size == after->first) {
+      const auto [offset, size] = *after;
+      extent.size += size;
+      Remove(offset, size);
+    }
+    Add(extent.offset, extent.size);
+  }
+
+ private:
+  void Add(size_t offset, size_t size) {
+    by_offset_[offset] = size;
+    by_size_.insert({size, offset});
+  }
+  void Remove(size_t offset, size_t size) {
+    by_offset_.erase(offset);
+    by_size_.erase({size, offset});
+  }
+
+  std::map<size_t, size_t> by_offset_;
+  std::set<std::pair<size_t, size_t>> by_size_;
+};
+
+class Tested {
+ public:
+  std::optional<Extent> Allocate(size_t bytes) {
+    absl::StatusOr<Extent> extent = allocator_.Allocate(bytes);
+    return extent.ok() ? std::optional(*extent) : std::nullopt;
+  }
+  void Free(Extent extent) { allocator_.Free(extent); }
+
+ private:
+  ExtentAllocator allocator_ = *ExtentAllocator::Create({.capacity_bytes = kCapacity});
+};
+
+// Allocates, and frees at random whenever it would be fuller than kFill. Returns the failures, all
+// of which would have fit into the total of what is free.
+template <typename Allocator>
+double Failures(Allocator allocator, absl::Span<const size_t> sizes, size_t* operations) {
+  std::mt19937_64 random(3);
+  std::vector<Extent> live;
+  size_t used = 0;
+  size_t failures = 0;
+  for (size_t size : sizes) {
+    while (used + size > kFill) {
+      std::swap(live[random() % live.size()], live.back());
+      allocator.Free(live.back());
+      used -= live.back().size;
+      live.pop_back();
+      ++*operations;
+    }
+    ++*operations;
+    const std::optional<Extent> extent = allocator.Allocate(size);
+    if (!extent.has_value()) {
+      ++failures;
+      continue;
+    }
+    live.push_back(*extent);
+    used += size;
+  }
+  return static_cast<double>(failures);
+}
+
+std::vector<size_t> LogUniformSizes(uint64_t seed) {
+  std::mt19937_64 random(seed);
+  std::uniform_real_distribution<double> exponent(std::log(4096.0), std::log(8.0 * (1 << 20)));
+  std::vector<size_t> sizes;
+  for (size_t i = 0; i < kSteps; ++i) {
+    sizes.push_back(static_cast<size_t>(std::exp(exponent(random))) / 64 * 64);
+  }
+  return sizes;
+}
+
+}  // namespace
+
+void MeasureAllocator(Suite& suite) {
+  if (!suite.Wants("allocator:")) return;
+  size_t operations = 0;
+  uint64_t seed = 0;
+  std::vector<size_t> sizes;
+  suite.Ratio(
+      "allocator: failures that fit in the free total, 4 KiB to 8 MiB", "failures", Goal::kAtMost,
+      1.5, [&] { return Failures(Tested(), sizes, &operations); }, "exact best fit",
+      [&] {
+        sizes = LogUniformSizes(++seed);
+        return Failures(BestFit(), sizes, &operations);
+      });
+  suite.Value("allocator: the same with equal sizes", "failures", Goal::kAtMost, 0, [&] {
+    return Failures(Tested(), std::vector<size_t>(kSteps, size_t{1} << 20), &operations);
+  });
+  suite.Value("allocator: Allocate or Free", "ns", Goal::kAtMost, 100, [&] {
+    operations = 0;
+    const double seconds = Seconds([&] { Failures(Tested(), sizes, &operations); });
+    return 1e9 * seconds / static_cast<double>(operations);
+  });
+}
+
+}  // namespace kvcache::bench
