@@ -23,6 +23,7 @@ readonly DEV_PACKAGES=(
   clang-format
   git
   libclang-rt-14-dev
+  valgrind
 )
 
 fail() {

@@ -2,28 +2,30 @@
 #ifndef KVCACHE_CORE_PART_SET_H_
 #define KVCACHE_CORE_PART_SET_H_
 
-#include <cstddef>
 #include <cstdint>
-
-#include "absl/container/inlined_vector.h"
+#include <vector>
 
 namespace kvcache::internal {
 
 // A set of numbers below a limit; up to 64 take no memory besides the object. A default one has the
-// limit 0.
+// limit 64.
 class PartSet {
  public:
   // Empties the set. From now on parts are < parts.
   void Reset(uint32_t parts) {
-    words_.clear();
-    words_.resize((parts + 63) / 64);
+    first_ = 0;
+    if (parts > 64) rest_.assign((parts - 1) / 64, 0);
   }
-  bool Has(uint32_t part) const { return words_[part / 64] >> (part % 64) & 1; }
-  void Add(uint32_t part) { words_[part / 64] |= uint64_t{1} << (part % 64); }
-  void Remove(uint32_t part) { words_[part / 64] &= ~(uint64_t{1} << (part % 64)); }
+  bool Has(uint32_t part) const { return Word(part) >> (part % 64) & 1; }
+  void Add(uint32_t part) { Word(part) |= uint64_t{1} << (part % 64); }
+  void Remove(uint32_t part) { Word(part) &= ~(uint64_t{1} << (part % 64)); }
 
  private:
-  absl::InlinedVector<uint64_t, 1> words_;
+  uint64_t& Word(uint32_t part) { return part < 64 ? first_ : rest_[part / 64 - 1]; }
+  const uint64_t& Word(uint32_t part) const { return part < 64 ? first_ : rest_[part / 64 - 1]; }
+
+  uint64_t first_ = 0;
+  std::vector<uint64_t> rest_;
 };
 
 }  // namespace kvcache::internal
