@@ -49,12 +49,6 @@ Nanos BlockTable::DeadlineOfParent(const Block& b) const {
   return deadline;
 }
 
-bool BlockTable::Lives(const Block& b, Nanos now) const {
-  if (b.epoch != record(b).epoch) return false;
-  if (b.parent != kNoSlot && block(b.parent).state == Block::State::kRemoved) return false;
-  return now < b.deadline && (b.visible() || now < DeadlineOfParent(b));
-}
-
 RemoveReason BlockTable::WhyDead(const Block& b) const {
   if (b.epoch != record(b).epoch) return RemoveReason::kErased;
   if (b.parent != kNoSlot && block(b.parent).state == Block::State::kRemoved) {
@@ -83,12 +77,8 @@ void BlockTable::FindAny(absl::Span<const BlockKey> keys, Slot* slots) const {
   for (const BlockKey& key : keys) *slots++ = FindIndexed(key);
 }
 
-Slot BlockTable::LiveOrRemove(Slot found, Nanos now, Removed* removed) {
-  // One of the same batch may have removed it.
-  if (found == kNoSlot || !block(found).indexed) return kNoSlot;
-  if (Lives(block(found), now)) return found;
-  Unlink(found, WhyDead(block(found)), removed);
-  return kNoSlot;
+void BlockTable::RemoveDead(Slot slot, Removed* removed) {
+  Unlink(slot, WhyDead(block(slot)), removed);
 }
 
 // --- Pins and touches
@@ -108,13 +98,13 @@ void BlockTable::Unpin(Slot slot, Removed* removed) {
 }
 
 void BlockTable::Touch(absl::Span<const Slot> slots, const Run& run) {
-  size_t known = 0;
+  bool all_known = true;
   for (Slot slot : slots) {
     Block& b = block(slot);
-    if (b.admitted) b.parked = false;
-    known += b.admitted;
+    all_known &= b.admitted;
+    if (b.parked) b.parked = false;
   }
-  if (known == slots.size()) return policy_.Touch(slots, run);
+  if (all_known) return policy_.Touch(slots, run);
   absl::InlinedVector<Slot, kBlocksPerLock> admitted;
   for (Slot slot : slots) {
     if (block(slot).admitted) admitted.push_back(slot);

@@ -75,7 +75,13 @@ class BlockTable {
   // lives. In between no slot may be taken. REQUIRES: keys.size() <= kKeysPerFind.
   static constexpr size_t kKeysPerFind = 16;
   void FindAny(absl::Span<const BlockKey> keys, Slot* slots) const;
-  Slot LiveOrRemove(Slot found, Nanos now, Removed* removed);
+  Slot LiveOrRemove(Slot found, Nanos now, Removed* removed) {
+    // One of the same batch may have removed it.
+    if (found == kNoSlot || !block(found).indexed) return kNoSlot;
+    if (Lives(block(found), now)) return found;
+    RemoveDead(found, removed);
+    return kNoSlot;
+  }
   Slot Live(Slot found, Nanos now) const {
     return found != kNoSlot && block(found).indexed && Lives(block(found), now) ? found : kNoSlot;
   }
@@ -195,7 +201,12 @@ class BlockTable {
   BlockWrite& StartWrite(Block& b);
   void EndWrite(Block& b);
   Nanos DeadlineOfParent(const Block& b) const;
-  bool Lives(const Block& b, Nanos now) const;
+  bool Lives(const Block& b, Nanos now) const {
+    if (b.epoch != record(b).epoch) return false;
+    if (b.parent != kNoSlot && block(b.parent).state == Block::State::kRemoved) return false;
+    return now < b.deadline && (b.visible() || now < DeadlineOfParent(b));
+  }
+  void RemoveDead(Slot slot, Removed* removed);
   RemoveReason WhyDead(const Block& b) const;
   bool Evictable(const Block& b) const { return b.visible() && !b.pinned() && b.children == 0; }
   void UnparkIfEvictable(Slot slot);

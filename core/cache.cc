@@ -5,6 +5,7 @@
 #include <system_error>
 #include <utility>
 
+#include "absl/base/optimization.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
@@ -180,7 +181,7 @@ absl::Status Cache::PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> 
   if (slot == kNoSlot) return absl::NotFoundError("");
   Block& b = table_->block(slot);
   const bool complete = b.state == Block::State::kComplete;
-  if (!complete && !(part.has_value() && table_->Committed(slot, *part))) {
+  if (ABSL_PREDICT_FALSE(!complete && !(part.has_value() && table_->Committed(slot, *part)))) {
     if (b.state != Block::State::kWriting) return absl::NotFoundError("");
     ++(part.has_value() ? counters.layer_pending : counters.block_pending);
     return absl::UnavailableError("");
@@ -195,17 +196,23 @@ absl::Status Cache::PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> 
 }
 
 void Cache::Pin(Slot slot, std::optional<uint32_t> part, Nanos now, ReadLease* lease) {
-  const Block& b = table_->block(slot);
   table_->Pin(slot, now);
+  const Block& b = table_->block(slot);
   lease->cache_ = this;
   lease->slot_ = slot;
   lease->extent_ = table_->ExtentOf(slot);
-  lease->bytes_ = part.has_value() ? b.part_bytes() : b.bytes;
-  lease->parts_ = part.has_value() ? 1 : b.parts;
-  lease->first_part_ = part.value_or(0);
-  lease->offset_ = lease->first_part_ * b.part_bytes();
-  const uint64_t* checksums = table_->ChecksumsOf(slot);
-  lease->checksums_ = checksums == nullptr ? nullptr : checksums + lease->first_part_;
+  lease->offset_ = 0;
+  lease->bytes_ = b.bytes;
+  lease->parts_ = b.parts;
+  lease->first_part_ = 0;
+  lease->checksums_ = table_->ChecksumsOf(slot);
+  if (part.has_value()) {
+    lease->bytes_ = b.part_bytes();
+    lease->offset_ = *part * lease->bytes_;
+    lease->parts_ = 1;
+    lease->first_part_ = *part;
+    if (lease->checksums_ != nullptr) lease->checksums_ += *part;
+  }
 }
 
 void Cache::TouchBackwards(absl::Span<const ReadLease> leases, uint32_t chain_blocks, Nanos now,
