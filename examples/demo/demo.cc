@@ -91,7 +91,7 @@ absl::StatusOr<int> Run(const Demo& demo) {
   CatchInterrupt();
   absl::StatusOr<Measured> measured;
   {
-    ProgressLine progress(requests.size());
+    ProgressLine progress("request", requests.size());
     std::vector<PrefixStore*> pointers;
     for (const std::unique_ptr<PrefixStore>& store : *stores) pointers.push_back(store.get());
     measured = Measure(engine, requests, pointers, [&](size_t done) {

@@ -1,11 +1,8 @@
 #include "kvcache/examples/demo/flags.h"
 
-#include <cstdio>
-#include <cstdlib>
 #include <vector>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -43,10 +40,6 @@ std::string CommonUsage() {
                       "  --json=FILE             also write the results there\n");
 }
 
-absl::Status BadFlag(absl::string_view flag, absl::string_view value, absl::string_view problem) {
-  return absl::InvalidArgumentError(absl::StrCat("--", flag, "=", value, ": ", problem));
-}
-
 absl::Status WithFlag(absl::string_view flag, absl::string_view value, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat("--", flag, "=", value, ": ", status.message()));
 }
@@ -64,23 +57,7 @@ absl::StatusOr<InstructionSet> ParseInstructionSet(const std::string& name) {
 }  // namespace
 
 void ParseCommandLine(int argc, char** argv, absl::string_view usage) {
-  for (int i = 1; i < argc && absl::string_view(argv[i]) != "--"; ++i) {
-    const absl::string_view argument = argv[i];
-    if (argument == "--help" || argument == "-help" || argument == "-h") {
-      std::printf("%s\n%s", std::string(usage).c_str(), CommonUsage().c_str());
-      std::exit(std::fflush(stdout) == 0 ? 0 : 1);
-    }
-  }
-  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
-  if (rest.size() > 1) {
-    std::fprintf(stderr, "'%s' is no flag; --help lists them\n", rest[1]);
-    std::exit(2);
-  }
-}
-
-absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int64_t high) {
-  if (low <= value && value <= high) return absl::OkStatus();
-  return BadFlag(flag, absl::StrCat(value), absl::StrCat("expected from ", low, " to ", high));
+  ParseFlags(argc, argv, absl::StrCat(usage, "\n", CommonUsage()));
 }
 
 absl::StatusOr<CommonFlags> CheckCommonFlags() {

@@ -6,11 +6,11 @@
 #include <memory>
 #include <string>
 
-#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "kvcache/core/eviction_policy.h"
 #include "kvcache/core/storage_backend.h"
+#include "kvcache/examples/demo/command_line.h"
 #include "kvcache/examples/transformer/transformer.h"
 
 namespace kvcache::examples {
@@ -25,12 +25,8 @@ struct CommonFlags {
   TransformerConfig model;
 };
 
-// Parses the command line. Ends the program, with code 0 after printing `usage` and the shared
-// flags for --help, with another one after a line on stderr for what is not understood.
+// ParseFlags() whose help is `usage` and the shared flags.
 void ParseCommandLine(int argc, char** argv, absl::string_view usage);
-
-// kInvalidArgument, naming the flag, its value and the range, unless low <= value <= high.
-absl::Status CheckRange(absl::string_view flag, int64_t value, int64_t low, int64_t high);
 
 // Errors: kInvalidArgument, naming the flag and its value.
 absl::StatusOr<CommonFlags> CheckCommonFlags();

@@ -16,14 +16,36 @@
 namespace kvcache::examples {
 
 JsonObject& JsonObject::Add(absl::string_view name, double value) {
-  return AddText(name, std::isfinite(value) ? absl::StrFormat("%.10g", value) : "null");
+  return AddField(name, std::isfinite(value) ? absl::StrFormat("%.10g", value) : "null");
+}
+
+JsonObject& JsonObject::Add(absl::string_view name, absl::string_view text) {
+  std::string escaped;
+  for (const char c : text) {
+    if (static_cast<unsigned char>(c) < ' ') {
+      absl::StrAppendFormat(&escaped, "\\u%04x", c);
+    } else {
+      absl::StrAppend(&escaped, c == '"' || c == '\\' ? "\\" : "", absl::string_view(&c, 1));
+    }
+  }
+  return AddField(name, absl::StrCat("\"", escaped, "\""));
 }
 
 JsonObject& JsonObject::Add(absl::string_view name, const JsonObject& value) {
-  return AddText(name, absl::StrReplaceAll(value.ToString(), {{"\n", "\n  "}}));
+  return AddField(name, absl::StrReplaceAll(value.ToString(), {{"\n", "\n  "}}));
 }
 
-JsonObject& JsonObject::AddText(absl::string_view name, absl::string_view value) {
+JsonObject& JsonObject::Add(absl::string_view name, absl::Span<const JsonObject> values) {
+  if (values.empty()) return AddField(name, "[]");
+  std::string list;
+  for (const JsonObject& value : values) {
+    absl::StrAppend(&list, list.empty() ? "[\n    " : ",\n    ",
+                    absl::StrReplaceAll(value.ToString(), {{"\n", "\n    "}}));
+  }
+  return AddField(name, absl::StrCat(list, "\n  ]"));
+}
+
+JsonObject& JsonObject::AddField(absl::string_view name, absl::string_view value) {
   absl::StrAppend(&fields_, fields_.empty() ? "" : ",\n", "  \"", name, "\": ", value);
   return *this;
 }

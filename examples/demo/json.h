@@ -6,22 +6,26 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 
 namespace kvcache::examples {
 
-// A JSON object of numbers and objects, built field by field.
+// A JSON object of numbers, texts, objects and lists of objects, built field by field.
 class JsonObject {
  public:
   // `name` needs no escapes, and no number is infinite or NaN (null is written instead). Returns
   // *this.
   JsonObject& Add(absl::string_view name, double value);
+  // In UTF-8.
+  JsonObject& Add(absl::string_view name, absl::string_view text);
   JsonObject& Add(absl::string_view name, const JsonObject& value);
+  JsonObject& Add(absl::string_view name, absl::Span<const JsonObject> values);
 
   // On several lines, two spaces for each level.
   std::string ToString() const { return fields_.empty() ? "{}" : "{\n" + fields_ + "\n}"; }
 
  private:
-  JsonObject& AddText(absl::string_view name, absl::string_view value);
+  JsonObject& AddField(absl::string_view name, absl::string_view value);
   std::string fields_;
 };
 

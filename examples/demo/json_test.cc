@@ -8,6 +8,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "gtest/gtest.h"
 
 namespace kvcache::examples {
@@ -33,6 +34,28 @@ TEST(JsonObjectTest, NestsObjectsAndKeepsTheOrder) {
   },
   "c": {}
 })");
+}
+
+TEST(JsonObjectTest, ListsObjects) {
+  const JsonObject objects[] = {JsonObject().Add("x", 1), JsonObject().Add("x", 2)};
+  EXPECT_EQ(
+      JsonObject().Add("list", objects).Add("none", absl::Span<const JsonObject>()).ToString(),
+      R"({
+  "list": [
+    {
+      "x": 1
+    },
+    {
+      "x": 2
+    }
+  ],
+  "none": []
+})");
+}
+
+TEST(JsonObjectTest, EscapesTexts) {
+  EXPECT_EQ(JsonObject().Add("text", "a \"b\" \\ \n").ToString(),
+            "{\n  \"text\": \"a \\\"b\\\" \\\\ \\u000a\"\n}");
 }
 
 TEST(JsonObjectTest, WritesCountsInFullAndNoInfinities) {

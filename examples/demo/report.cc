@@ -1,6 +1,5 @@
 #include "kvcache/examples/demo/report.h"
 
-#include <algorithm>
 #include <functional>
 
 #include "absl/strings/str_cat.h"
@@ -22,25 +21,6 @@ std::string FormatAgainst(absl::Duration duration, absl::Duration reference) {
 
 }  // namespace
 
-std::string FormatTable(absl::Span<const TableRow> rows) {
-  std::vector<size_t> widths;
-  for (const TableRow& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string text;
-  for (const TableRow& row : rows) {
-    std::string line;
-    for (size_t i = 0; i < row.size(); ++i) {
-      const std::string fill(widths[i] - row[i].size(), ' ');
-      if (i == 0) absl::StrAppend(&line, row[i], fill);
-      if (i > 0) absl::StrAppend(&line, "   ", fill, row[i]);
-    }
-    absl::StrAppend(&text, line.substr(0, line.find_last_not_of(' ') + 1), "\n");
-  }
-  return text;
-}
-
 std::string FormatMs(absl::Duration duration) {
   return absl::StrFormat("%.1f ms", absl::ToDoubleMilliseconds(duration));
 }
@@ -50,16 +30,6 @@ std::string FormatSeconds(absl::Duration duration) {
 }
 
 std::string FormatFactor(double factor) { return absl::StrFormat("%.1fx", factor); }
-
-std::string FormatCount(uint64_t count) {
-  const std::string digits = absl::StrCat(count);
-  std::string text;
-  for (size_t i = 0; i < digits.size(); ++i) {
-    if (i > 0 && (digits.size() - i) % 3 == 0) text += ',';
-    text += digits[i];
-  }
-  return text;
-}
 
 std::string FormatRate(Rate rate) {
   return absl::StrFormat("%s of %s = %.1f %%", FormatCount(rate.part), FormatCount(rate.whole),

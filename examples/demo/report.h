@@ -2,27 +2,19 @@
 #define KVCACHE_EXAMPLES_DEMO_REPORT_H_
 
 #include <cstddef>
-#include <cstdint>
 #include <string>
 #include <vector>
 
 #include "absl/time/time.h"
-#include "absl/types/span.h"
 #include "kvcache/core/stats.h"
 #include "kvcache/examples/demo/summary.h"
+#include "kvcache/examples/demo/table.h"
 
 namespace kvcache::examples {
-
-// A cell for each column; the first is a label.
-using TableRow = std::vector<std::string>;
-
-// Aligned lines: the labels to the left, everything else to the right.
-std::string FormatTable(absl::Span<const TableRow> rows);
 
 std::string FormatMs(absl::Duration duration);       // "312.4 ms"
 std::string FormatSeconds(absl::Duration duration);  // "31.24 s"
 std::string FormatFactor(double factor);             // "12.3x"
-std::string FormatCount(uint64_t count);             // "204,800"
 std::string FormatRate(Rate rate);                   // "97 of 100 = 97.0 %"
 
 // What the requests with one store amount to.

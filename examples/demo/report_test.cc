@@ -12,10 +12,6 @@ namespace kvcache::examples {
 namespace {
 
 TEST(FormatTest, NumbersReadEasily) {
-  EXPECT_EQ(FormatCount(0), "0");
-  EXPECT_EQ(FormatCount(999), "999");
-  EXPECT_EQ(FormatCount(1000), "1,000");
-  EXPECT_EQ(FormatCount(1234567), "1,234,567");
   EXPECT_EQ(FormatMs(absl::Microseconds(12345)), "12.3 ms");
   EXPECT_EQ(FormatSeconds(absl::Milliseconds(12345)), "12.35 s");
   EXPECT_EQ(FormatFactor(12.34), "12.3x");
@@ -24,13 +20,6 @@ TEST(FormatTest, NumbersReadEasily) {
 TEST(FormatTest, ARateComesWithItsDenominator) {
   EXPECT_EQ(FormatRate({97, 100}), "97 of 100 = 97.0 %");
   EXPECT_EQ(FormatRate({3104, 3200}), "3,104 of 3,200 = 97.0 %");
-}
-
-TEST(FormatTableTest, AlignsLabelsToTheLeftAndNumbersToTheRight) {
-  EXPECT_EQ(FormatTable({{"", "with", "without"}, {"mean", "1", "20"}, {"speed-up", "", "3"}}),
-            "           with   without\n"
-            "mean          1        20\n"
-            "speed-up                3\n");
 }
 
 Results OneResult() {

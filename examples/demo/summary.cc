@@ -1,15 +1,11 @@
 #include "kvcache/examples/demo/summary.h"
 
-#include <algorithm>
 #include <set>
+#include <vector>
+
+#include "kvcache/examples/demo/percentile.h"
 
 namespace kvcache::examples {
-
-absl::Duration Percentile(std::vector<absl::Duration> times, int percent) {
-  const size_t rank = (times.size() * percent + 99) / 100;  // from 1
-  std::nth_element(times.begin(), times.begin() + (rank - 1), times.end());
-  return times[rank - 1];
-}
 
 Latency SummarizeLatency(absl::Span<const Request> requests, absl::Span<const Sample> samples,
                          int decode) {

@@ -2,7 +2,6 @@
 #define KVCACHE_EXAMPLES_DEMO_SUMMARY_H_
 
 #include <cstddef>
-#include <vector>
 
 #include "absl/time/time.h"
 #include "absl/types/span.h"
@@ -17,10 +16,6 @@ struct Rate {
   size_t whole = 0;
   double value() const { return whole == 0 ? 0 : static_cast<double>(part) / whole; }
 };
-
-// The smallest of `times` that at least `percent` percent of them do not exceed.
-// REQUIRES: times is not empty; 0 < percent <= 100.
-absl::Duration Percentile(std::vector<absl::Duration> times, int percent);
 
 // The times of some requests.
 struct Latency {

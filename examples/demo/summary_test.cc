@@ -9,31 +9,6 @@ namespace {
 
 using absl::Milliseconds;
 
-std::vector<absl::Duration> Descending(int count) {
-  std::vector<absl::Duration> times;
-  for (int i = count; i > 0; --i) times.push_back(Milliseconds(i));
-  return times;
-}
-
-TEST(PercentileTest, OfAHundredIsTheOneOfThatRank) {
-  for (int percent : {1, 50, 95, 99, 100}) {
-    EXPECT_EQ(Percentile(Descending(100), percent), Milliseconds(percent));
-  }
-}
-
-TEST(PercentileTest, IsTheSmallestThatEnoughDoNotExceed) {
-  EXPECT_EQ(Percentile(Descending(4), 50), Milliseconds(2));
-  EXPECT_EQ(Percentile(Descending(5), 50), Milliseconds(3));
-  EXPECT_EQ(Percentile(Descending(10), 95), Milliseconds(10));
-  EXPECT_EQ(Percentile(Descending(20), 95), Milliseconds(19));
-  EXPECT_EQ(Percentile(Descending(21), 95), Milliseconds(20));
-}
-
-TEST(PercentileTest, OfOneIsThatOne) {
-  for (int percent : {1, 50, 99, 100})
-    EXPECT_EQ(Percentile(Descending(1), percent), Milliseconds(1));
-}
-
 Request RequestOf(size_t prompt_id, size_t prompt_tokens, size_t turn_tokens) {
   return {prompt_id, prompt_tokens, std::vector<int32_t>(prompt_tokens + turn_tokens)};
 }

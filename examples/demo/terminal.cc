@@ -17,19 +17,21 @@ void CatchInterrupt() {
   struct sigaction action = {};
   action.sa_handler = [](int) { interrupted = 1; };
   action.sa_flags = SA_RESETHAND | SA_RESTART;
-  sigaction(SIGINT, &action, nullptr);
+  for (const int signal : {SIGINT, SIGHUP, SIGTERM}) sigaction(signal, &action, nullptr);
 }
 
 bool Interrupted() { return interrupted != 0; }
 
-ProgressLine::ProgressLine(size_t total) : total_(total), visible_(isatty(STDERR_FILENO) == 1) {}
+ProgressLine::ProgressLine(const char* what, size_t total)
+    : what_(what), total_(total), visible_(isatty(STDERR_FILENO) == 1) {}
 
 ProgressLine::~ProgressLine() {
   if (visible_) std::fprintf(stderr, "\r\033[K");
 }
 
 void ProgressLine::Show(size_t done) {
-  if (visible_) std::fprintf(stderr, "\rrequest %zu of %zu", std::min(done + 1, total_), total_);
+  if (!visible_) return;
+  std::fprintf(stderr, "\r%s %zu of %zu", what_, std::min(done + 1, total_), total_);
 }
 
 }  // namespace kvcache::examples

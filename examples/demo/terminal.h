@@ -5,7 +5,8 @@
 
 namespace kvcache::examples {
 
-// From now on Ctrl-C makes Interrupted() true; a second one ends the program as usual.
+// From now on Ctrl-C, a hang-up or SIGTERM makes Interrupted() true; a second one of its kind ends
+// the program as usual.
 void CatchInterrupt();
 bool Interrupted();
 
@@ -13,7 +14,8 @@ bool Interrupted();
 // terminal.
 class ProgressLine {
  public:
-  explicit ProgressLine(size_t total);
+  // `what`, "request" say, outlives this.
+  ProgressLine(const char* what, size_t total);
   ProgressLine(const ProgressLine&) = delete;
   ProgressLine& operator=(const ProgressLine&) = delete;
   ~ProgressLine();
@@ -21,6 +23,7 @@ class ProgressLine {
   void Show(size_t done);
 
  private:
+  const char* const what_;
   const size_t total_;
   const bool visible_;
 };
