@@ -25,6 +25,20 @@ readonly DEV_PACKAGES=(
   libclang-rt-14-dev
   valgrind
 )
+readonly BENCH_PACKAGES=(
+  libhiredis-dev
+  libmemcached-dev
+  librocksdb-dev
+  memcached
+  python3-matplotlib
+  redis-server
+)
+# Those of them that Debian starts on a TCP port when they are installed, and at every boot.
+readonly DAEMONS=(
+  memcached
+  redis-server
+)
+readonly START_POLICY=/usr/sbin/policy-rc.d
 
 fail() {
   echo "setup.sh: $1" >&2
@@ -33,12 +47,16 @@ fail() {
 
 usage() {
   cat <<END
-Usage: ./setup.sh [--dev]
+Usage: ./setup.sh [--dev] [--bench]
 
 Installs with apt, as root or through sudo, the packages that "bazel run //examples:comparison"
 and "bazel test //..." need on Debian 12. Does nothing when they are installed already.
 
   --dev   also what .ci/run needs: ${DEV_PACKAGES[*]}
+  --bench what "bazel run //bench:peers" compares with, and what draws its chart:
+          ${BENCH_PACKAGES[*]}
+          Their system services are neither started nor left enabled: the benchmark runs servers
+          of its own. Services of those that are installed already stay as they are.
   --help  this text
 END
 }
@@ -56,21 +74,35 @@ check_system() {
     fail "knows Debian 12 only, and this is ${system}; elsewhere install Bazel 8 (bazelisk) instead"
 }
 
-apt_get() {
+as_root() {
   local root=()
   if [[ "${EUID}" -ne 0 ]]; then
     command -v sudo >/dev/null || fail "is not root and finds no sudo to install packages with"
     root=(sudo)
   fi
-  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" \
+  "${root[@]}" "$@"
+}
+
+apt_get() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" \
     </dev/null >/dev/null || fail "'apt-get $1' failed, see above"
 }
 
+# Lets no package start its service from here to the end of this script. Where there is such a
+# policy already, as in containers, it decides.
+forbid_starts() {
+  [[ ! -e "${START_POLICY}" ]] || return 0
+  trap 'as_root rm -f "${START_POLICY}"' EXIT
+  printf '#!/bin/sh\nexit 101\n' | as_root tee "${START_POLICY}" >/dev/null
+  as_root chmod 755 "${START_POLICY}"
+}
+
 main() {
-  local wanted=("${PACKAGES[@]}") missing=() argument package
+  local wanted=("${PACKAGES[@]}") missing=() new_daemons=() argument package
   for argument in "$@"; do
     case "${argument}" in
       --dev) wanted+=("${DEV_PACKAGES[@]}") ;;
+      --bench) wanted+=("${BENCH_PACKAGES[@]}") ;;
       --help | -h) usage && exit ;;
       *) fail "unknown argument '${argument}', see ./setup.sh --help" 2 ;;
     esac
@@ -85,8 +117,18 @@ main() {
     return
   fi
   echo "setup.sh: installing ${missing[*]}"
+  for package in "${DAEMONS[@]}"; do
+    [[ " ${missing[*]} " != *" ${package} "* ]] || new_daemons+=("${package}")
+  done
+  [[ "${#new_daemons[@]}" -eq 0 ]] || forbid_starts
   apt_get update
   apt_get install --yes --no-install-recommends "${missing[@]}"
+  for package in "${new_daemons[@]}"; do
+    as_root update-rc.d "${package}" disable || fail "cannot disable the service ${package}"
+  done
+  if [[ " ${missing[*]} " =~ \ lib(hiredis|memcached|rocksdb)-dev\  ]]; then
+    echo "setup.sh: run 'bazel shutdown' once, so that Bazel looks for the new libraries"
+  fi
   echo "setup.sh: done"
 }
 
