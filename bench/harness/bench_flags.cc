@@ -17,7 +17,7 @@
 
 ABSL_FLAG(std::string, payloads, "128KiB,1MiB,4MiB", "sizes of the blocks");
 ABSL_FLAG(std::string, systems, "all", "what is compared");
-ABSL_FLAG(int, rounds, 3, "runs of everything");
+ABSL_FLAG(int, rounds, 5, "runs of everything");
 ABSL_FLAG(int64_t, working_set_mb, 1024, "MiB that each store may take");
 ABSL_FLAG(std::string, json, "", "file for the results");
 
@@ -44,7 +44,7 @@ std::string Help() {
       "\n"
       "  --payloads=LIST         sizes of the blocks, in KiB or MiB (default: 128KiB,1MiB,4MiB)\n"
       "  --systems=LIST          which of those below, separated by commas (default: all)\n"
-      "  --rounds=N              runs of everything; medians are reported (default: 3)\n"
+      "  --rounds=N              runs of everything; medians are reported (default: 5)\n"
       "  --working_set_mb=N      MiB that each store may take (default: 1024)\n"
       "  --json=FILE             also write the results there\n"
       "  --help                  this text\n"
