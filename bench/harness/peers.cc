@@ -1,4 +1,6 @@
 // This store beside others and beside plain copies: bench/README.md says what is measured and how.
+#include <malloc.h>
+
 #include <algorithm>
 #include <cstdio>
 #include <map>
@@ -80,6 +82,7 @@ class Comparison {
  private:
   static absl::StatusOr<Samples> RunOnce(const ContenderInfo& system, Workload& workload) {
     if (examples::Interrupted()) return absl::CancelledError("interrupted");
+    malloc_trim(0);  // what the one before has freed is not this one's to reuse
     const absl::StatusOr<std::unique_ptr<Contender>> contender = system.create(workload.options());
     if (!contender.ok()) return contender.status();
     return MeasureRun(**contender, workload, [] { return !examples::Interrupted(); });
