@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Draws what //bench:peers wrote with --json as an SVG.
+"""Draws what //bench:peers wrote with --json as an SVG, and prints it as a table in Markdown.
 
 Usage: bench/plot.py FILE.json FILE.svg
 Needs matplotlib, which Debian has (python3-matplotlib) for its own Python.
@@ -51,6 +51,25 @@ def draw(axes, operation, results, colours):
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def markdown(results):
+    """A row for each system, in each cell the payloads in ascending order."""
+    payloads = sorted({r["payload_bytes"] for r in results})
+    names = " / ".join(payload_name(payload) for payload in payloads)
+    yield f"| GB/s at {names} | " + " | ".join(TITLES.values()) + ", P50 |"
+    yield "|---" * (len(TITLES) + 1) + "|"
+    value = {(r["system"], r["operation"], r["payload_bytes"]): r for r in results}
+    for system in dict.fromkeys(r["system"] for r in results):
+        cells = [f"{system} (limit)" if system in LIMITS else system]
+        for operation in TITLES:
+            found = [value.get((system, operation, payload)) for payload in payloads]
+            if operation == "get_zero_copy":
+                numbers = [f"{r['p50_us']:.1f}" for r in found if r] + ["µs"]
+            else:
+                numbers = [f"{r['gb_per_s']:.{0 if r['gb_per_s'] >= 10 else 1}f}" for r in found if r]
+            cells.append(" / ".join(numbers).replace(" / µs", " µs") if any(found) else "")
+        yield "| " + " | ".join(cells) + " |"
+
+
 def main():
     if len(sys.argv) != 3 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
@@ -71,6 +90,7 @@ def main():
                     f"medians of {report['rounds']} rounds", fontsize=10)
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.savefig(sys.argv[2], metadata={"Date": None})
+    print("\n".join(markdown(results)))
 
 
 if __name__ == "__main__":
