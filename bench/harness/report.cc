@@ -36,7 +36,7 @@ JsonObject LoadJson(const std::array<double, 3>& load) {
 }
 
 std::string FormatMicroseconds(double us) {
-  return absl::StrFormat(us < 10 ? "%.2f" : us < 100 ? "%.1f" : "%.0f", us);
+  return absl::StrFormat("%.*f", us < 10 ? 2 : us < 100 ? 1 : 0, us);
 }
 
 }  // namespace
