@@ -13,15 +13,15 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-# The limits are lines across the bars; everything else has a colour of its own.
-LIMITS = {"memcpy": ":", "streaming_stores": "--"}
+# Plain copies are lines across the bars; everything else has a colour of its own.
+PLAIN = {"memcpy": ":", "streaming_stores": "--"}
 TITLES = {
     "put_new": "put into a store with room",
     "put_full": "put into a full store",
     "get": "copying get",
     "get_zero_copy": "get without a copy",
 }
-COLOURS = ["#1f5fa8", "#8a8f98", "#c8483c", "#4f9d5d", "#d9962e", "#7d5ba6"]
+COLOURS = ["#1f5fa8", "#86b4e0", "#8a8f98", "#c8483c", "#4f9d5d", "#d9962e", "#7d5ba6"]
 
 
 def payload_name(size):
@@ -40,11 +40,11 @@ def draw(axes, operation, results, colours):
         heights = [value.get((system, payload), 0) for payload in payloads]
         bars = axes.bar(at, heights, width * 0.92, color=colours[system], label=system)
         axes.bar_label(bars, fmt="%.2g", fontsize=6, padding=1)
-    for limit, style in LIMITS.items():
+    for plain, style in PLAIN.items():
         for p, payload in enumerate(payloads):
-            if (limit, payload) in value:
-                axes.hlines(value[limit, payload], p - 0.45, p + 0.45, color="black", linewidth=0.9,
-                            linestyle=style, label=limit if p == 0 else None)
+            if (plain, payload) in value:
+                axes.hlines(value[plain, payload], p - 0.45, p + 0.45, color="black", linewidth=0.9,
+                            linestyle=style, label=plain if p == 0 else None)
     axes.set_title(TITLES[operation], fontsize=10)
     axes.set_xticks(range(len(payloads)), [payload_name(payload) for payload in payloads])
     axes.set_ylabel("GB/s" if figure == "gb_per_s" else "P50, µs (less is better)")
@@ -59,7 +59,7 @@ def markdown(results):
     yield "|---" * (len(TITLES) + 1) + "|"
     value = {(r["system"], r["operation"], r["payload_bytes"]): r for r in results}
     for system in dict.fromkeys(r["system"] for r in results):
-        cells = [f"{system} (limit)" if system in LIMITS else system]
+        cells = [f"{system} (plain copy)" if system in PLAIN else system]
         for operation in TITLES:
             found = [value.get((system, operation, payload)) for payload in payloads]
             if operation == "get_zero_copy":
@@ -76,7 +76,7 @@ def main():
     with open(sys.argv[1], encoding="utf-8") as file:
         report = json.load(file)
     results = report["results"]
-    systems = list(dict.fromkeys(r["system"] for r in results if r["system"] not in LIMITS))
+    systems = list(dict.fromkeys(r["system"] for r in results if r["system"] not in PLAIN))
     colours = {system: COLOURS[i % len(COLOURS)] for i, system in enumerate(systems)}
 
     # Text stays text, and the same results give the same file.

@@ -38,8 +38,8 @@ std::string SystemNames(absl::string_view separator) {
 
 std::string Help() {
   std::string help =
-      "Measures kvcache beside what else could hold the same blocks, and beside plain copies, the\n"
-      "limits. One thread; what is not installed is skipped. Servers run while they are measured,\n"
+      "Measures kvcache beside what else could hold the same blocks, and beside plain copies.\n"
+      "One thread; what is not installed is skipped. Servers run while they are measured,\n"
       "on private unix sockets.\n"
       "\n"
       "  --payloads=LIST         sizes of the blocks, in KiB or MiB (default: 128KiB,1MiB,4MiB)\n"

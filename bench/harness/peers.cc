@@ -2,11 +2,14 @@
 #include <malloc.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <map>
 #include <memory>
 #include <optional>
+#include <random>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -25,6 +28,9 @@
 namespace kvcache::bench {
 namespace {
 
+// Until what the one before has left to the system's threads, and to its own, is done.
+constexpr std::chrono::milliseconds kRest(100);
+
 absl::Status Named(const ContenderInfo& system, const absl::Status& status) {
   return absl::Status(status.code(), absl::StrCat(system.name, ": ", status.message()));
 }
@@ -42,15 +48,15 @@ class Comparison {
     examples::ProgressLine progress("run",
                                     flags_.payloads.size() * flags_.rounds * flags_.systems.size());
     size_t done = 0;
+    std::mt19937_64 random(1);
     for (const size_t payload_bytes : flags_.payloads) {
       Workload workload(
           {.capacity_bytes = flags_.working_set_mb << 20, .payload_bytes = payload_bytes});
       std::map<std::pair<const ContenderInfo*, Operation>, std::vector<Figures>> runs;
       for (size_t round = 0; round < flags_.rounds; ++round) {
-        // Whoever runs first has the machine as the last one left it: it changes with every round.
+        // Each runs on the machine as another one left it: nobody always follows the same.
         std::vector<const ContenderInfo*> order = systems_;
-        std::rotate(order.begin(), order.begin() + round % std::max<size_t>(order.size(), 1),
-                    order.end());
+        std::shuffle(order.begin(), order.end(), random);
         for (const ContenderInfo* system : order) {
           progress.Show(done++);
           const absl::StatusOr<Samples> samples = RunOnce(*system, workload);
@@ -83,6 +89,7 @@ class Comparison {
   static absl::StatusOr<Samples> RunOnce(const ContenderInfo& system, Workload& workload) {
     if (examples::Interrupted()) return absl::CancelledError("interrupted");
     malloc_trim(0);  // what the one before has freed is not this one's to reuse
+    std::this_thread::sleep_for(kRest);
     const absl::StatusOr<std::unique_ptr<Contender>> contender = system.create(workload.options());
     if (!contender.ok()) return contender.status();
     return MeasureRun(**contender, workload, [] { return !examples::Interrupted(); });

@@ -68,7 +68,7 @@ servers=yes
 
 refuses "128KiB, 1MiB or 4MiB" --payloads=128KiB,huge
 refuses "--payloads=1MiB,1024KiB" --payloads=1MiB,1024KiB
-refuses "known are memcpy, streaming_stores, kvcache, unordered_map, redis, memcached, rocksdb" --systems=floppy
+refuses "known are memcpy, streaming_stores, kvcache, kvcache_no_checksums, unordered_map, redis, memcached, rocksdb" --systems=floppy
 refuses "--rounds=0" --rounds=0
 refuses "expected from 128 to" --working_set_mb=127
 refuses "--payloads, --rounds, --systems, --working_set_mb" --unknown=1

@@ -14,7 +14,7 @@
 namespace kvcache::bench {
 
 // A block that is put and read: `key` is the index-th of a fixed list of random keys. Stores go by
-// the key, whose 32 bytes all of them get; the limits, which have no index, by the index.
+// the key, whose 32 bytes all of them get; plain copies, which have no index, by the number.
 struct Block {
   size_t index = 0;
   BlockKey key;

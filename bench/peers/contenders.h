@@ -40,7 +40,8 @@ absl::StatusOr<std::unique_ptr<Contender>> CreateRocksDb(const ContenderOptions&
 absl::StatusOr<std::unique_ptr<Contender>> CreateKvcache(const ContenderOptions& options,
                                                          CacheOptions cache);
 
-// Memory without an index, written and read by `copy`: what no store can beat.
+// Memory without an index, written and read by `copy`: what a store around the same copy cannot
+// beat.
 using CopyFunction = void (*)(std::byte* to, const std::byte* from, size_t bytes);
 absl::StatusOr<std::unique_ptr<Contender>> CreateCopyLimit(const ContenderOptions& options,
                                                            CopyFunction copy);

@@ -74,7 +74,7 @@ TEST_P(ContenderTest, BlocksAreShownAsTheyWerePut) {
 TEST_P(ContenderTest, AFullStoreTakesPutsAndKeepsTheLast) {
   Put(0, workload_.end_put_full());
   EXPECT_EQ(GetAndVerify(workload_.block(workload_.end_put_full() - 1)), absl::OkStatus());
-  // The limits have no index: they read whatever took a block's place.
+  // Plain copies have no index: they read whatever took a block's place.
   if (GetParam().name == "memcpy" || GetParam().name == "streaming_stores") return;
   size_t bytes = 0;
   for (size_t i = 0; i < workload_.end_put_full(); ++i) {
