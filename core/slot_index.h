@@ -19,19 +19,20 @@ namespace kvcache {
 //
 // All entries stand in the order of their tags, each at its tag's place in the array or as soon
 // after it as there is room (linear probing, ordered; Amble and Knuth, 1974). So a miss ends at the
-// first larger tag, and removing leaves no tombstones. At most 4 of 5 places are taken.
+// first larger tag, and removing leaves no tombstones. At most 5 of 7 places are taken: nearer
+// to full, a removal would move many neighbours.
 //
 // Hashes are multiplied by a random odd number first: nobody can choose keys that fall together.
 //
-// O(1) expected. Allocates only in SetMaxSlots(): 10 bytes for each slot. Not thread-safe.
+// O(1) expected. Allocates only in SetMaxSlots(): 11 bytes for each slot. Not thread-safe.
 class SlotIndex {
  public:
   // REQUIRES: empty.
   void SetMaxSlots(size_t max_slots) {
     KVCACHE_CHECK(size_ == 0, size_, " entries already");
-    places_ = max_slots + max_slots / 4 + 1;
+    places_ = max_slots + max_slots / 5 * 2 + 1;
     // Those with the last tags need places behind them. A run of this many taken places has a
-    // probability below 1e-40.
+    // probability below 1e-80.
     entries_.assign(places_ + std::min<size_t>(max_slots, 4096) + 1, Entry());
   }
 
