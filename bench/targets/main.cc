@@ -2,13 +2,15 @@
 //
 //   bazel run -c opt //bench/targets -- [--only=TEXT] [--rounds=N] [--json=FILE]
 #include <cstdio>
-#include <cstdlib>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "kvcache/bench/targets/suite.h"
+#include "kvcache/examples/demo/json.h"
 
 namespace {
 
@@ -24,6 +26,7 @@ constexpr const char* kUsage =
 
 int main(int argc, char** argv) {
   kvcache::bench::Suite::Options options;
+  std::string json;
   for (int i = 1; i < argc; ++i) {
     absl::string_view argument = argv[i];
     if (argument == "--help") {
@@ -33,12 +36,22 @@ int main(int argc, char** argv) {
     if (absl::ConsumePrefix(&argument, "--only=")) {
       options.only = std::string(argument);
     } else if (absl::ConsumePrefix(&argument, "--json=")) {
-      options.json = std::string(argument);
+      json = std::string(argument);
     } else if (!absl::ConsumePrefix(&argument, "--rounds=") ||
                !absl::SimpleAtoi(argument, &options.rounds) || options.rounds < 1) {
       std::fprintf(stderr, "'%s' is no flag, or no value of one; --help lists them\n", argv[i]);
       return 2;
     }
+  }
+  std::optional<kvcache::examples::ResultFile> file;
+  if (!json.empty()) {
+    absl::StatusOr<kvcache::examples::ResultFile> opened =
+        kvcache::examples::ResultFile::Open(json);
+    if (!opened.ok()) {
+      std::fprintf(stderr, "--json: %s\n", std::string(opened.status().message()).c_str());
+      return 2;
+    }
+    file.emplace(*std::move(opened));
   }
   kvcache::bench::Suite suite(options);
   kvcache::bench::MeasureLookups(suite);
@@ -46,5 +59,9 @@ int main(int argc, char** argv) {
   kvcache::bench::MeasureCopies(suite);
   kvcache::bench::MeasureThreads(suite);
   kvcache::bench::MeasureAllocator(suite);
-  return suite.Report() ? 0 : 1;
+  const std::string results = suite.Report();
+  if (!file.has_value()) return 0;
+  const absl::Status written = file->Write(results);
+  if (!written.ok()) std::fprintf(stderr, "%s\n", std::string(written.message()).c_str());
+  return written.ok() ? 0 : 1;
 }

@@ -8,6 +8,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_format.h"
+#include "kvcache/examples/demo/json.h"
 
 namespace kvcache::bench {
 
@@ -67,29 +68,23 @@ void Suite::Add(Row row) {
   rows_.push_back(std::move(row));
 }
 
-bool Suite::Report() const {
+std::string Suite::Report() const {
   const auto met = std::count_if(rows_.begin(), rows_.end(), [](const Row& r) { return r.met(); });
   std::printf("%d of %d targets met\n", static_cast<int>(met), static_cast<int>(rows_.size()));
-  if (options_.json.empty()) return true;
-  std::FILE* file = std::fopen(options_.json.c_str(), "w");
-  if (file == nullptr) {
-    std::perror(options_.json.c_str());
-    return false;
+  std::vector<examples::JsonObject> results;
+  for (const Row& row : rows_) {
+    results.push_back(examples::JsonObject()
+                          .Add("name", row.name)
+                          .Add("unit", row.unit)
+                          .Add("measured", row.measured)
+                          .Add("reference", row.reference_name)
+                          .Add("reference_value", row.reference)
+                          .Add("judged", row.judged)
+                          .Add("goal", row.goal == Goal::kAtMost ? "at most" : "at least")
+                          .Add("target", row.target)
+                          .Add("met", row.met()));
   }
-  std::fprintf(file, "{\"results\": [");
-  for (size_t i = 0; i < rows_.size(); ++i) {
-    const Row& row = rows_[i];
-    std::fprintf(file,
-                 "%s\n  {\"name\": \"%s\", \"unit\": \"%s\", \"measured\": %.6g, \"reference\": "
-                 "\"%s\", \"reference_value\": %.6g, \"judged\": %.6g, \"goal\": \"%s\", "
-                 "\"target\": %.6g, \"met\": %s}",
-                 i == 0 ? "" : ",", row.name.c_str(), row.unit.c_str(), row.measured,
-                 row.reference_name.c_str(), row.reference, row.judged,
-                 row.goal == Goal::kAtMost ? "at most" : "at least", row.target,
-                 row.met() ? "true" : "false");
-  }
-  std::fprintf(file, "\n]}\n");
-  return std::fclose(file) == 0;
+  return examples::JsonObject().Add("results", results).ToString() + "\n";
 }
 
 }  // namespace kvcache::bench

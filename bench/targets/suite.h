@@ -22,7 +22,6 @@ class Suite {
   struct Options {
     int rounds = 9;
     std::string only;  // rows whose name contains this
-    std::string json;  // file for the results; empty: none
   };
   explicit Suite(Options options) : options_(std::move(options)) {}
 
@@ -38,9 +37,8 @@ class Suite {
   void Value(absl::string_view name, absl::string_view unit, Goal goal, double target,
              const Round& measured);
 
-  // A table of the targets that are met and those that are not; false if the file cannot be
-  // written.
-  bool Report() const;
+  // Prints how many targets are met; returns all rows as JSON.
+  std::string Report() const;
 
  private:
   struct Row {
