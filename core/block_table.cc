@@ -64,17 +64,25 @@ Slot BlockTable::FindOrRemove(const BlockKey& key, Nanos now, Removed* removed) 
 }
 
 void BlockTable::FindAny(absl::Span<const BlockKey> keys, Slot* slots) const {
-  if (keys.size() > 1) {
-    for (const BlockKey& key : keys) index_.Prefetch(key.Hash64());
-    for (const BlockKey& key : keys) {
-      index_.Find(key.Hash64(), [this](Slot slot) {
-        __builtin_prefetch(&block(slot), 1);
-        __builtin_prefetch(&block(slot).parts, 1);
-        return true;
-      });
-    }
+  if (keys.size() == 1) {
+    *slots = FindIndexed(keys[0]);
+    return;
   }
-  for (const BlockKey& key : keys) *slots++ = FindIndexed(key);
+  uint64_t hashes[kKeysPerFind];
+  for (size_t i = 0; i < keys.size(); ++i) {
+    hashes[i] = mixer_(keys[i].bytes);
+    index_.Prefetch(hashes[i]);
+  }
+  for (size_t i = 0; i < keys.size(); ++i) {
+    index_.Find(hashes[i], [this](Slot slot) {
+      __builtin_prefetch(&block(slot), 1);
+      __builtin_prefetch(&block(slot).parts, 1);
+      return true;
+    });
+  }
+  for (size_t i = 0; i < keys.size(); ++i) {
+    slots[i] = index_.Find(hashes[i], [&](Slot slot) { return block(slot).key == keys[i]; });
+  }
 }
 
 void BlockTable::RemoveDead(Slot slot, Removed* removed) {
@@ -173,7 +181,7 @@ BlockTable::Room BlockTable::ChooseVictims(
       b.parked = true;
       continue;
     }
-    index_.Prefetch(b.key.Hash64());
+    index_.Prefetch(mixer_(b.key.bytes));
     victims_.push_back(victim.slot);
     bytes += Charge(b.bytes);
     b.chosen = true;
@@ -296,6 +304,10 @@ void BlockTable::FreeSlotIfUnused(Slot slot) {
 void BlockTable::CountRemoval(const Block& b, RemoveReason reason) {
   CacheCounters& counters = record(b).counters;
   const bool was_visible = b.admitted;
+  if (reason == RemoveReason::kCorrupted) {
+    ++counters.corrupted;
+    return;
+  }
   if (!was_visible || reason == RemoveReason::kAborted) {
     ++counters.failed_writes;
     return;
@@ -315,8 +327,6 @@ void BlockTable::CountRemoval(const Block& b, RemoveReason reason) {
       ++counters.replaced;
       break;
     case RemoveReason::kCorrupted:
-      ++counters.corrupted;
-      break;
     case RemoveReason::kAborted:
       break;
   }
@@ -330,7 +340,7 @@ void BlockTable::Unlink(Slot slot, RemoveReason reason, Removed* removed) {
   const bool was_refused = !b.has_extent;
   if (!was_refused) CountRemoval(b, reason);
   if (b.indexed) {
-    index_.Erase(b.key.Hash64(), slot);
+    index_.Erase(mixer_(b.key.bytes), slot);
     if (b.epoch == ns.epoch) {
       --ns.usage.blocks;
       ns.usage.blocks_complete -= b.state == Block::State::kComplete;
@@ -402,13 +412,13 @@ bool BlockTable::ContinueErase(NamespaceId id, size_t steps, Removed* removed) {
   return false;
 }
 
-Slot BlockTable::NextComplete(Slot first, size_t steps, Nanos now, Slot* next) const {
+Slot BlockTable::NextVisible(Slot first, size_t steps, Nanos now, Slot* next) const {
   for (Slot slot = first; slot < slots_; ++slot) {
     if (steps-- == 0) {
       *next = slot;
       return kNoSlot;
     }
-    if (block(slot).state == Block::State::kComplete && Lives(block(slot), now)) {
+    if (block(slot).visible() && Lives(block(slot), now)) {
       *next = slot + 1;
       return slot;
     }

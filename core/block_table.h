@@ -98,6 +98,11 @@ class BlockTable {
   // Blocks that the policy does not know are left out.
   void Touch(absl::Span<const Slot> slots, const Run& run);
 
+  bool EvictableButForOnePin(Slot slot) const {
+    const Block& b = block(slot);
+    return b.visible() && b.children == 0 && pins_.PinsOf(b.pin) == 1;
+  }
+
   // --- Writing
   enum class Room { kMade, kNothingToEvict, kRefusedByPolicy };
   // Removes what has expired until a block of these bytes fits. Any slot may go.
@@ -153,9 +158,9 @@ class BlockTable {
   size_t StartErase(NamespaceId ns);
   // Removes up to `steps` of them; false when there are no more.
   bool ContinueErase(NamespaceId ns, size_t steps, Removed* removed);
-  // The first complete block of the slots from `first` on that lives, of up to `steps` slots; sets
-  // *next to where to go on, or to kNoSlot behind the last slot.
-  Slot NextComplete(Slot first, size_t steps, Nanos now, Slot* next) const;
+  // The first complete or partial block of the slots from `first` on that lives, of up to `steps`
+  // slots; sets *next to where to go on, or to kNoSlot behind the last slot.
+  Slot NextVisible(Slot first, size_t steps, Nanos now, Slot* next) const;
   bool HasExpired(Nanos now) const { return !deadlines_.empty() && deadlines_.top_rank() <= now; }
   // Removes up to `steps` blocks that have expired; false when there are no more.
   bool RemoveExpired(size_t steps, Nanos now, Removed* removed);
@@ -195,7 +200,7 @@ class BlockTable {
   }
 
   Slot FindIndexed(const BlockKey& key) const {
-    return index_.Find(key.Hash64(), [&](Slot slot) { return block(slot).key == key; });
+    return index_.Find(mixer_(key.bytes), [&](Slot slot) { return block(slot).key == key; });
   }
   EntryInfo InfoOf(const Block& b) const;
   BlockWrite& StartWrite(Block& b);
@@ -247,6 +252,7 @@ class BlockTable {
   std::vector<Slot> victims_;  // of the call under way
   size_t slots_ = 0;           // ever taken
   Slot free_slot_ = kNoSlot;   // list through next_sibling
+  const KeyMixer mixer_;
   SlotIndex index_;
   std::vector<NamespaceRecord> namespaces_;
   SlotHeap<Nanos> deadlines_;  // of visible blocks that have one

@@ -37,7 +37,7 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
   LinkSibling(slot);
   if (!replacement) {
     b.indexed = true;
-    index_.Insert(b.key.Hash64(), slot);
+    index_.Insert(mixer_(b.key.bytes), slot);
     ++ns.usage.blocks;
   }
   Pin(slot, now);
@@ -84,6 +84,10 @@ void BlockTable::Resume(Slot slot, Nanos ttl, Nanos now) {
   WriteOf(b).leased = true;
   WriteOf(b).progress = false;
   WriteOf(b).failed.Reset(b.parts);
+  // What was written but not committed counts for nothing now.
+  for (uint32_t part = 0; keeps_checksums_ && part < b.parts; ++part) {
+    if (!WriteOf(b).claimed.Has(part)) ChecksumsOf(slot)[part] = 0;
+  }
   Pin(slot, now);
 }
 
@@ -149,6 +153,7 @@ absl::Status BlockTable::FinishPart(Slot slot, uint32_t part, bool succeeded, Na
   } else if (write.keep) {
     write.claimed.Remove(part);
     write.failed.Add(part);
+    if (keeps_checksums_) ChecksumsOf(slot)[part] = 0;
     ++record(b).counters.failed_writes;
   } else {
     Unlink(slot, RemoveReason::kAborted, removed);
@@ -226,7 +231,7 @@ void BlockTable::MakeVisible(Slot slot, Block::State state, Nanos now, Removed* 
     const Slot old = FindIndexed(b.key);
     if (old != kNoSlot) Unlink(old, RemoveReason::kReplaced, removed);
     b.indexed = true;
-    index_.Insert(b.key.Hash64(), slot);
+    index_.Insert(mixer_(b.key.bytes), slot);
     ++ns.usage.blocks;
   }
   b.state = state;

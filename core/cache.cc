@@ -481,7 +481,7 @@ absl::Status Cache::Resize(size_t capacity_bytes) {
       MutexLock lock(mu_);
       fits = table_->Shrink(capacity_bytes, Now(), &removed);
       if (!fits && removed.bytes == 0) {
-        if (table_->bytes_being_freed() == 0) {
+        if (!RoomComes()) {
           return absl::ResourceExhaustedError(absl::StrCat("capacity_bytes: ", capacity_bytes,
                                                            " is not enough for what is leased"));
         }

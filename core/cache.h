@@ -178,9 +178,10 @@ class Cache {
   // Removes what has expired and waits until no copy is under way.
   void Drain();
 
-  // Compares the checksums of complete blocks, going on where the last call stopped, until it has
-  // read `bytes` or more, or every block once; drops what has changed. Returns how many bytes were
-  // read: 0 in a cache without checksums or blocks.
+  // Compares the checksums of all committed parts, going on where the last call stopped, until it
+  // has read `bytes` or more, or every block once; drops the blocks that have changed. Returns how
+  // many bytes were read: 0 in a cache without checksums or blocks. Pins one block at a time; a
+  // Reserve() that only lacks the room of that one waits for it.
   size_t Scrub(size_t bytes);
 
   CacheStats stats() const;
@@ -221,8 +222,11 @@ class Cache {
 
   // Drops a pinned block when a copy out of it found that its bytes have changed.
   void DropIfCorrupt(Slot slot, const absl::Status& copied);
-  // A lease on the next block to scrub, which holds nothing behind the last one.
-  ReadLease PinNext() ABSL_EXCLUSIVE_LOCKS_REQUIRED(scrub_mu_);
+  // A lease on the next block to scrub and which of its parts are committed; holds nothing behind
+  // the last one, or when the cache goes.
+  ReadLease PinNext(std::vector<bool>* committed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(scrub_mu_);
+  // Compares one block; returns its bytes. Goes back to the first one behind the last.
+  size_t ScrubOne(bool* wrapped) ABSL_EXCLUSIVE_LOCKS_REQUIRED(scrub_mu_);
   void StartScrubber(size_t bytes_per_second);
   void ScrubInBackground(size_t bytes_per_second);
   // Whether this processor can read and write blocks in place.
@@ -261,6 +265,9 @@ class Cache {
   void FreeAll(internal::Removed& removed);
   void FinishErase(NamespaceId ns);
 
+  // Whether room may come without anybody's doing: another thread frees, or is done comparing.
+  bool RoomComes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   static absl::Status UnknownNamespace(absl::string_view argument, NamespaceId ns);
   void CountRead(Slot slot, size_t bytes);
 
@@ -284,6 +291,7 @@ class Cache {
   Mutex scrub_mu_;
   Slot next_scrubbed_ ABSL_GUARDED_BY(scrub_mu_) = 0;
   std::atomic<uint64_t> scrubbed_bytes_ = 0;
+  Slot scrubbed_ ABSL_GUARDED_BY(mu_) = kNoSlot;  // pinned to be compared
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   CondVar stop_;
   std::thread scrubber_;

@@ -341,7 +341,7 @@ Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
     if (!results[i].ok()) continue;
     absl::StatusOr<WriteLease> lease =
         ReserveBlock(request.key, request.size, request.options, ReserveMode::kNew);
-    results[i] = lease.ok() ? lease->CheckUnclaimed(0, lease->parts_) : lease.status();
+    results[i] = lease.status();
     if (!results[i].ok()) continue;
     copies.push_back(
         {lease->extent_, 0, request.source, request.source_space, 0,

@@ -415,6 +415,23 @@ class FewBlocksTest : public CacheTest {
   FewBlocksTest() : CacheTest(4, 2) {}
 };
 
+TEST(CacheKeysTest, KeysThatShareMostOfTheirBytesAreFoundAsFast) {
+  constexpr int kKeys = 20'000;
+  auto backend = CreateCpuRamBackend({.capacity_bytes = kKeys * 64});
+  auto cache = *Cache::Create({.max_blocks = kKeys}, *std::move(backend), CreateLruPolicy());
+  for (int word = 0; word < 4; ++word) {
+    const auto key = [word](int i) {
+      BlockKey key;
+      std::memcpy(&key.bytes[8 * word], &i, sizeof(i));
+      return key;
+    };
+    for (int i = 1; i <= kKeys; ++i) {
+      ASSERT_TRUE(cache->Reserve(key(i), {64, 1})->Commit().ok());
+    }
+    for (int i = 1; i <= kKeys; ++i) ASSERT_EQ(cache->Lookup(key(i)), LookupResult::kHit);
+  }
+}
+
 TEST_F(FewBlocksTest, EvictsWhenBlocksRunOutBeforeBytes) {
   for (int i = 1; i <= 3; ++i) MustPut(i);
   EXPECT_EQ(Residents(3), "2 3");

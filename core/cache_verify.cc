@@ -46,41 +46,61 @@ absl::Status ReadLease::VerifyPart(uint32_t part) const {
     return ReadPart(part, {destination}).Wait();
   }
   if (ChecksumOf({this->part(part), bytes}) == checksums_[part]) return absl::OkStatus();
-  absl::Status corrupt = CorruptPart(first_part_ + part);
+  absl::Status corrupt = CorruptBytes();
   cache_->DropIfCorrupt(slot_, corrupt);
   return corrupt;
 }
 
-ReadLease Cache::PinNext() {
+ReadLease Cache::PinNext(std::vector<bool>* committed) {
   ReadLease lease;
   bool more = true;
   while (more && !lease.holds()) {
     MutexLock lock(mu_);
+    if (stopping_) return lease;
     const Nanos now = Now();
-    const Slot slot = table_->NextComplete(next_scrubbed_, kBlocksPerLock, now, &next_scrubbed_);
+    const Slot slot = table_->NextVisible(next_scrubbed_, kBlocksPerLock, now, &next_scrubbed_);
     more = next_scrubbed_ != kNoSlot;
-    if (slot != kNoSlot) Pin(slot, std::nullopt, now, &lease);
+    if (slot == kNoSlot) continue;
+    Pin(slot, std::nullopt, now, &lease);
+    for (uint32_t part = 0; part < lease.parts_; ++part) {
+      committed->push_back(table_->Committed(slot, part));
+    }
+    scrubbed_ = slot;
   }
   return lease;
+}
+
+size_t Cache::ScrubOne(bool* wrapped) {
+  std::vector<bool> committed;
+  ReadLease lease = PinNext(&committed);
+  if (!lease.holds()) {
+    *wrapped = true;
+    next_scrubbed_ = 0;
+    return 0;
+  }
+  size_t read = 0;
+  for (uint32_t part = 0; part < lease.parts_ && lease.checksums_ != nullptr; ++part) {
+    if (!committed[part] || lease.checksums_[part] == 0) continue;
+    lease.VerifyPart(part).IgnoreError();  // drops the block by itself
+    read += lease.bytes_ / lease.parts_;
+  }
+  lease.Release();
+  MutexLock lock(mu_);
+  scrubbed_ = kNoSlot;
+  changed_.NotifyAll();
+  return read;
 }
 
 size_t Cache::Scrub(size_t bytes) {
   MutexLock lock(scrub_mu_);
   const Slot start = next_scrubbed_;
   size_t read = 0;
-  bool wrapped = false;
-  while (read < bytes && !(wrapped && next_scrubbed_ >= start)) {
-    const ReadLease lease = PinNext();
-    if (!lease.holds()) {
-      next_scrubbed_ = 0;
-      if (wrapped) break;
-      wrapped = true;
-      continue;
-    }
-    if (absl::IsFailedPrecondition(lease.Verify())) break;
-    read += lease.size();
-    scrubbed_bytes_ += lease.size();
+  for (bool wrapped = false; read < bytes && !(wrapped && next_scrubbed_ >= start);) {
+    const bool wrapped_before = wrapped;
+    read += ScrubOne(&wrapped);
+    if (wrapped_before && next_scrubbed_ == 0) break;
   }
+  scrubbed_bytes_ += read;
   return read;
 }
 

@@ -1,9 +1,12 @@
 // What a cache does about bytes that change in its memory.
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <random>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -26,6 +29,8 @@ namespace {
 constexpr NamespaceId kNs = NamespaceId::kDefault;
 constexpr uint32_t kParts = 4;
 constexpr size_t kBytes = kParts * 1536;
+constexpr size_t kSmall = kParts * 64;
+constexpr size_t kLarge = kParts * 65536;  // copied past the caches
 
 BlockKey Key(uint8_t number) { return {{number, 1}}; }
 
@@ -37,7 +42,7 @@ std::vector<std::byte> Content(uint8_t number, size_t size = kBytes) {
 }
 
 std::unique_ptr<Cache> RamCache(CacheOptions options = {}) {
-  auto backend = CreateCpuRamBackend({.capacity_bytes = size_t{1} << 20});
+  auto backend = CreateCpuRamBackend({.capacity_bytes = size_t{4} << 20});
   return *Cache::Create(options, *std::move(backend), CreateLruPolicy());
 }
 
@@ -50,8 +55,9 @@ void FlipBit(Cache& cache, const BlockKey& key, size_t offset, int bit = 0) {
 
 uint64_t Corrupted(const Cache& cache) { return cache.stats().counters.corrupted; }
 
-absl::Status Read(Cache& cache, const BlockKey& key, std::optional<uint32_t> part = {}) {
-  std::vector<std::byte> bytes(part.has_value() ? kBytes / kParts : kBytes);
+absl::Status Read(Cache& cache, const BlockKey& key, std::optional<uint32_t> part = {},
+                  size_t size = kBytes) {
+  std::vector<std::byte> bytes(part.has_value() ? size / kParts : size);
   const MutableBytes destination = absl::MakeSpan(bytes);
   const ReadRequest request = {.key = key, .destination = {&destination, 1}, .part = part};
   return cache.ReadInto({&request, 1}).Wait();
@@ -98,37 +104,39 @@ void Write(Cache& cache, const BlockKey& key, absl::Span<const std::byte> bytes,
   ASSERT_TRUE(lease->Commit().ok());
 }
 
-class EveryFillTest : public testing::TestWithParam<Fill> {};
+class EveryFillTest : public testing::TestWithParam<std::tuple<Fill, size_t>> {};
 
 // Every kind of place in every part: first, last and random bits.
 TEST_P(EveryFillTest, AFlippedBitAnywhereIsSeenByEveryCopyOut) {
   const std::unique_ptr<Cache> cache = RamCache();
-  const std::vector<std::byte> bytes = Content(1);
+  const auto [fill, size] = GetParam();
+  const std::vector<std::byte> bytes = Content(1, size);
   std::mt19937 random(7);
   uint64_t found = 0;
   for (uint32_t part = 0; part < kParts; ++part) {
-    const size_t begin = part * kBytes / kParts;
-    std::vector<size_t> places = {begin, begin + kBytes / kParts - 1};
-    for (int i = 0; i < 8; ++i) places.push_back(begin + random() % (kBytes / kParts));
+    const size_t begin = part * size / kParts;
+    std::vector<size_t> places = {begin, begin + size / kParts - 1};
+    for (int i = 0; i < 8; ++i) places.push_back(begin + random() % (size / kParts));
     for (size_t place : places) {
       for (int reader = 0; reader < 5; ++reader) {
-        ASSERT_NO_FATAL_FAILURE(Write(*cache, Key(1), bytes, GetParam()));
-        ASSERT_TRUE(Read(*cache, Key(1)).ok());
+        ASSERT_NO_FATAL_FAILURE(Write(*cache, Key(1), bytes, fill));
+        ASSERT_TRUE(Read(*cache, Key(1), {}, size).ok());
         ASSERT_NO_FATAL_FAILURE(FlipBit(*cache, Key(1), place, random() % 8));
         absl::Status status;
-        std::vector<std::byte> copy(kBytes);
+        std::vector<std::byte> copy(size);
         const MutableBytes destination = absl::MakeSpan(copy);
         if (reader == 0) {
-          status = Read(*cache, Key(1));
+          status = Read(*cache, Key(1), {}, size);
         } else if (reader == 1) {
-          ASSERT_TRUE(Read(*cache, Key(1), (part + 1) % kParts).ok()) << "the others are right";
-          status = Read(*cache, Key(1), part);
+          ASSERT_TRUE(Read(*cache, Key(1), (part + 1) % kParts, size).ok())
+              << "the others are right";
+          status = Read(*cache, Key(1), part, size);
         } else if (reader == 2) {
           status = cache->Get(kNs, Key(1))->Read({destination}).Wait();
         } else if (reader == 3) {
           status = cache->Get(kNs, Key(1))->Verify();
         } else {
-          EXPECT_EQ(cache->Scrub(1), kBytes);
+          EXPECT_EQ(cache->Scrub(1), size);
           status = absl::DataLossError("");
         }
         ASSERT_TRUE(absl::IsDataLoss(status)) << status << " at " << place << ", " << reader;
@@ -140,10 +148,11 @@ TEST_P(EveryFillTest, AFlippedBitAnywhereIsSeenByEveryCopyOut) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Fills, EveryFillTest,
-                         testing::Values(Fill::kPut, Fill::kWrite, Fill::kWriteParts,
-                                         Fill::kInPlace, Fill::kInPlacePartByPart,
-                                         Fill::kCommitAfter, Fill::kPutMany));
+INSTANTIATE_TEST_SUITE_P(
+    Fills, EveryFillTest,
+    testing::Combine(testing::Values(Fill::kPut, Fill::kWrite, Fill::kWriteParts, Fill::kInPlace,
+                                     Fill::kInPlacePartByPart, Fill::kCommitAfter, Fill::kPutMany),
+                     testing::Values(kSmall, kBytes, kLarge)));
 
 TEST(VerifyTest, ABadBlockTakesItsDescendantsWithIt) {
   const std::unique_ptr<Cache> cache = RamCache();
@@ -187,6 +196,22 @@ TEST(VerifyTest, ACommittedPartOfAnUnfinishedBlockIsCheckedToo) {
   EXPECT_TRUE(absl::IsDataLoss(Read(*cache, Key(1), 2)));
   EXPECT_TRUE(absl::IsAborted(lease->Commit()));
   EXPECT_EQ(cache->stats().usage.blocks, 0);
+  EXPECT_EQ(Corrupted(*cache), 1);
+}
+
+TEST(VerifyTest, WhatWasWrittenAndNotCommittedLeavesNoChecksumToTheNextWriter) {
+  const std::unique_ptr<Cache> cache = RamCache();
+  const std::vector<std::byte> bytes = Content(1);
+  const ConstBytes part = ConstBytes(bytes).first(kBytes / kParts);
+  absl::StatusOr<WriteLease> first = cache->Reserve(Key(1), {kBytes, kParts});
+  ASSERT_TRUE(first->WritePart(0, {part}).Wait().ok());
+  ASSERT_TRUE(first->CommitPart(0).ok());
+  ASSERT_TRUE(first->WritePart(1, {part}).Wait().ok());
+  ASSERT_TRUE(first->Suspend().ok());
+  absl::StatusOr<WriteLease> second = cache->Reserve(Key(1), {kBytes, kParts});
+  for (uint32_t i = 1; i < kParts; ++i) std::memset(second->part(i), 7, kBytes / kParts);
+  ASSERT_TRUE(second->Commit().ok());
+  EXPECT_TRUE(Read(*cache, Key(1)).ok());
 }
 
 TEST(VerifyTest, WithoutChecksumsNothingIsComparedAndVerifySaysSo) {
@@ -261,6 +286,38 @@ TEST(VerifyTest, ScrubGoesRoundAndComparesEachBlock) {
   EXPECT_EQ(Corrupted(*cache), 2);
   EXPECT_EQ(cache->stats().usage.blocks, 6);
   EXPECT_EQ(cache->stats().counters.block_lookups, 2) << "scrubbing is not counted as reading";
+}
+
+TEST(VerifyTest, ScrubComparesTheCommittedPartsOfPartialBlocks) {
+  const std::unique_ptr<Cache> cache = RamCache();
+  absl::StatusOr<WriteLease> lease = cache->Reserve(Key(1), {kBytes, kParts});
+  std::memset(lease->data(), 1, kBytes);
+  ASSERT_TRUE(lease->CommitPart(0).ok());
+  ASSERT_TRUE(lease->CommitPart(3).ok());
+  ASSERT_TRUE(lease->Suspend().ok());
+  EXPECT_EQ(cache->Scrub(kBytes), kBytes / 2);
+  const ReadLease part = *cache->GetPart(kNs, Key(1), 3);
+  const_cast<std::byte*>(part.data())[0] ^= std::byte{1};
+  cache->Scrub(kBytes);
+  EXPECT_EQ(Corrupted(*cache), 1);
+}
+
+TEST(VerifyTest, APutWaitsForTheScrubberRatherThanFail) {
+  constexpr size_t kBlock = size_t{1} << 20;
+  auto backend = CreateCpuRamBackend({.capacity_bytes = kBlock});
+  auto cache = *Cache::Create({}, *std::move(backend), CreateLruPolicy());
+  const std::vector<std::byte> bytes(kBlock);
+  const ConstBytes source = bytes;
+  std::atomic<bool> done = false;
+  std::thread scrubber([&] {
+    while (!done) cache->Scrub(kBlock);
+  });
+  for (uint8_t i = 0; i < 100; ++i) {
+    const absl::Status put = cache->Put(Key(i), {kBlock, 1}, {source});
+    EXPECT_TRUE(put.ok()) << put;
+  }
+  done = true;
+  scrubber.join();
 }
 
 TEST(VerifyTest, TheBackgroundScrubberFindsWhatChanges) {

@@ -159,7 +159,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
     case BlockTable::Room::kMade:
       break;
     case BlockTable::Room::kNothingToEvict:
-      *room_comes = table_->bytes_being_freed() > 0;
+      *room_comes = RoomComes();
       if (!*room_comes) ++table_->counters(options.ns).rejected_pinned;
       return absl::ResourceExhaustedError(
           absl::StrCat("no room for ", size.bytes, " bytes: of the capacity of ",
@@ -174,6 +174,11 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
   }
   const Slot slot = table_->Insert(key, size, options, parent, ttl, replacement, now, removed);
   return WriteLeaseOn(slot);
+}
+
+bool Cache::RoomComes() const {
+  return table_->bytes_being_freed() > 0 ||
+         (scrubbed_ != kNoSlot && table_->EvictableButForOnePin(scrubbed_));
 }
 
 WriteLease Cache::WriteLeaseOn(Slot slot) {

@@ -33,7 +33,9 @@ class Checksum {
   // that are, are the fastest.
   void Update(ConstBytes piece);
 
-  // Update(piece) and CopyBytes(to, piece, next_read) in one pass over the memory.
+  // Update(piece) and CopyBytes(to, piece, next_read) in one pass over the memory. Under kSoon the
+  // checksum is that of what was delivered: a source that changes meanwhile, or a fault of the
+  // copy, does not go unnoticed.
   void Copy(std::byte* to, ConstBytes piece, NextRead next_read);
 
   // The checksum of the pieces so far; more may follow.
@@ -48,7 +50,7 @@ class Checksum {
   template <typename Middle>
   void Append(const std::byte* from, size_t bytes, Middle middle);
   void Sum(const std::byte* from, size_t stripes, size_t prefetch_bytes);
-  void CopyInChunks(std::byte* to, ConstBytes piece, internal::CopyFunction copy);
+  void CopyAndSumDelivered(std::byte* to, ConstBytes piece);
   void CopyStreaming(std::byte* to, ConstBytes piece);
   bool is_short() const { return stripes_ == 0; }
 

@@ -149,9 +149,20 @@ struct Sums {
   Vector v[kVectors];
 };
 
-inline void AddStripe(Sums& sums, const std::byte* from, const unsigned char* secret) {
+// A stripe in registers.
+struct Stripe {
+  Vector v[kVectors];
+};
+
+inline Stripe LoadStripe(const std::byte* from) {
+  Stripe stripe;
+  for (size_t i = 0; i < kVectors; ++i) stripe.v[i] = Load(from + kVectorBytes * i);
+  return stripe;
+}
+
+inline void AddStripe(Sums& sums, const Stripe& stripe, const unsigned char* secret) {
   for (size_t i = 0; i < kVectors; ++i) {
-    const Vector data = Load(from + kVectorBytes * i);
+    const Vector data = stripe.v[i];
     const Vector key = Xor(data, Load(secret + kVectorBytes * i));
     const Vector product = MultiplyLow(key, ShiftRight<32>(key));
     sums.v[i] = Add(sums.v[i], Add(SwapLanes(data), product));
@@ -201,14 +212,28 @@ void SumStripes(StripeSums& memory, size_t position, const std::byte* from, size
                 size_t prefetch_bytes) {
   if (prefetch_bytes == 0) {
     ForEachStripe(memory, position, stripes, [&](Sums& sums, const unsigned char* secret) {
-      AddStripe(sums, from, secret);
+      AddStripe(sums, LoadStripe(from), secret);
       from += kStripeBytes;
     });
     return;
   }
   ForEachStripe(memory, position, stripes, [&](Sums& sums, const unsigned char* secret) {
     Prefetch(from, prefetch_bytes);
-    AddStripe(sums, from, secret);
+    AddStripe(sums, LoadStripe(from), secret);
+    from += kStripeBytes;
+  });
+}
+
+// Each byte is loaded once: what is stored is what is summed, whatever happens to the source.
+void SumAndStore(StripeSums& memory, size_t position, const std::byte* from, size_t stripes,
+                 std::byte* to, size_t prefetch_bytes) {
+  ForEachStripe(memory, position, stripes, [&](Sums& sums, const unsigned char* secret) {
+    Prefetch(from, prefetch_bytes);
+    const Stripe stripe = LoadStripe(from);
+    // Before the sum: a store that may change the source keeps compilers from loading it again.
+    for (size_t i = 0; i < kVectors; ++i) Store(to + kVectorBytes * i, stripe.v[i]);
+    AddStripe(sums, stripe, secret);
+    to += kStripeBytes;
     from += kStripeBytes;
   });
 }
@@ -216,9 +241,8 @@ void SumStripes(StripeSums& memory, size_t position, const std::byte* from, size
 #if !defined(KVCACHE_COPY_KERNELS_PORTABLE)
 
 inline void StreamLine(std::byte* to, const std::byte* from) {
-  Vector line[kVectors];
-  for (size_t i = 0; i < kVectors; ++i) line[i] = Load(from + kVectorBytes * i);
-  for (size_t i = 0; i < kVectors; ++i) Stream(to + kVectorBytes * i, line[i]);
+  const Stripe line = LoadStripe(from);
+  for (size_t i = 0; i < kVectors; ++i) Stream(to + kVectorBytes * i, line.v[i]);
 }
 
 void StreamLines(std::byte* to, const std::byte* from, size_t lines) {
@@ -234,7 +258,7 @@ void SumAndStream(StripeSums& memory, size_t position, const std::byte* from, si
                   std::byte* to, const std::byte* copy_from) {
   ForEachStripe(memory, position, stripes, [&](Sums& sums, const unsigned char* secret) {
     StreamLine(to, copy_from);
-    AddStripe(sums, from, secret);
+    AddStripe(sums, LoadStripe(from), secret);
     to += kStripeBytes;
     copy_from += kStripeBytes;
     from += kStripeBytes;
@@ -248,12 +272,13 @@ void SumAndStream(StripeSums& memory, size_t position, const std::byte* from, si
 
 #if defined(KVCACHE_COPY_KERNELS_PORTABLE)
 
-const CopyKernels kPortableKernels = {KVCACHE_COPY_KERNELS_NAME, &SumStripes, nullptr, nullptr};
+const CopyKernels kPortableKernels = {KVCACHE_COPY_KERNELS_NAME, &SumStripes, &SumAndStore, nullptr,
+                                      nullptr};
 
 #else
 
 const CopyKernels KVCACHE_COPY_KERNELS_TABLE = {KVCACHE_COPY_KERNELS_NAME, &SumStripes,
-                                                &StreamLines, &SumAndStream};
+                                                &SumAndStore, &StreamLines, &SumAndStream};
 
 #endif
 

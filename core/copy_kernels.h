@@ -42,10 +42,15 @@ struct CopyKernels {
   const char* name;
 
   // Adds `stripes` stripes at `from` to the sums; the first one is number `position` (0 to 15) of
-  // its block. With `prefetch_bytes` > 0 the memory so far ahead of each stripe is prefetched,
-  // whether or not it belongs to the source.
+  // its block. Unless `prefetch_bytes` is 0, the memory so far from each stripe (modulo 2^64, so
+  // also before it) is prefetched, whatever is there.
   void (*sum)(StripeSums& sums, size_t position, const std::byte* from, size_t stripes,
               size_t prefetch_bytes);
+
+  // sum(sums, position, from, stripes, prefetch_bytes), and a copy to `to`, of any alignment, that
+  // stays in the caches. Loads each byte once.
+  void (*sum_and_store)(StripeSums& sums, size_t position, const std::byte* from, size_t stripes,
+                        std::byte* to, size_t prefetch_bytes);
 
   // Copies `lines` times 64 bytes past the caches; `to` is aligned to 64 bytes. When it returns the
   // stores are ordered before all later ones. Null where there are no such stores.

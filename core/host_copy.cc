@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "absl/strings/str_cat.h"
 #include "kvcache/core/checksum.h"
 #include "kvcache/core/copy_bytes.h"
 
@@ -79,16 +78,15 @@ absl::Status CopyOut(const ReadOp& op, const std::byte* at) {
       },
       [&](size_t stretch) {
         if (op.checksums[stretch] != 0 && op.checksums[stretch] != sum.Value()) {
-          status.Update(CorruptPart(op.part + stretch));
+          status.Update(CorruptBytes());
         }
         sum.Reset();
       });
   return status;
 }
 
-absl::Status CorruptPart(size_t part) {
-  return absl::DataLossError(
-      absl::StrCat("the bytes of part ", part, " are not those that were written"));
+absl::Status CorruptBytes() {
+  return absl::DataLossError("the bytes are not those that were written");
 }
 
 }  // namespace kvcache

@@ -16,9 +16,8 @@ void CopyIn(const WriteOp& op, std::byte* at);
 // Errors: kDataLoss when a checksum is not what it should be.
 absl::Status CopyOut(const ReadOp& op, const std::byte* at);
 
-// What CopyOut() says of the bytes of a part, when they have another checksum than when they were
-// written.
-absl::Status CorruptPart(size_t part);
+// What CopyOut() says of bytes that have another checksum than when they were written.
+absl::Status CorruptBytes();
 
 }  // namespace kvcache
 

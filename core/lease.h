@@ -64,6 +64,7 @@ class ReadLease {
 
  private:
   friend class Cache;
+  friend class WriteLease;
   // A span for an op that carries `parts` parts from `part` on.
   absl::Span<const uint64_t> ChecksumsOf(uint32_t part, uint32_t parts) const {
     return {checksums_ == nullptr ? nullptr : checksums_ + part, checksums_ == nullptr ? 0 : parts};
@@ -143,6 +144,12 @@ class WriteLease {
 
  private:
   friend class Cache;
+  friend class PrefixCache;
+  // Whether a part has the checksum that it has in another block; true when one is not known.
+  bool SameBytes(uint32_t part, const ReadLease& other) const {
+    return checksums_ == nullptr || other.checksums_[part] == 0 ||
+           checksums_[part] == other.checksums_[part];
+  }
   enum class WriteEnd { kCommit, kSuspend, kAbort };
 
   absl::Status End(WriteEnd end);

@@ -20,7 +20,7 @@ class ABSL_LOCKABLE Mutex {
   Mutex(const Mutex&) = delete;
   Mutex& operator=(const Mutex&) = delete;
 
-  // Spins for some microseconds before it lets the system put the thread to sleep.
+  // Spins for up to a tenth of a millisecond before it lets the system put the thread to sleep.
   void Lock() ABSL_EXCLUSIVE_LOCK_FUNCTION() {
     if (!mu_.try_lock()) LockContended();
   }
@@ -30,8 +30,8 @@ class ABSL_LOCKABLE Mutex {
   friend class CondVar;
 
   // What is done under a lock takes from tens of nanoseconds to some microseconds, and sleeping
-  // longer. Each try comes twice as long after the one before: so whoever has the lock gets some of
-  // its work done before the memory that it guards moves to another processor.
+  // longer. The tries are some microseconds apart: so whoever has the lock gets some of its work
+  // done before the memory that it guards moves to another processor.
   void LockContended() {
     for (int tries = 0; tries < 10; ++tries) {
       for (int i = 0; i < 256; ++i) Pause();

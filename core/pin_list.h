@@ -21,6 +21,10 @@ class PinList {
   // When the block that is pinned the longest was pinned first. REQUIRES: pins() > 0.
   Nanos oldest() const { return records_[first_].since; }
 
+  size_t PinsOf(uint32_t record) const {
+    return record == Block::kNone ? 0 : records_[record].pins;
+  }
+
   // Adds a pin to the record of a block, which is Block::kNone when it has no pins.
   void Pin(uint32_t* record, Nanos now) {
     ++pins_;

@@ -170,7 +170,7 @@ absl::Status PrefixCache::Put(const Prefix& prefix, absl::Span<const Written> la
   if (const Format* fixed = format()) return PutAs(*fixed, prefix, layers, options);
   absl::StatusOr<Format> candidate = FormatOf(layers.front().kv.k);
   if (!candidate.ok()) return candidate.status();
-  // Before the namespace is registered: what is refused leaves nothing behind.
+  // Before the namespace is registered: a put that makes no sense leaves none behind.
   absl::StatusOr<Target> target = Check(*candidate, prefix, layers);
   if (!target.ok()) return target.status();
   absl::StatusOr<NamespaceId> ns = cache_->Register(NamespaceOf(candidate->layout));
@@ -261,18 +261,20 @@ absl::Status PrefixCache::CopyOtherLayers(const ReadLease& old, const std::vecto
   for (uint32_t layer = 0; layer < options_.layers; ++layer) {
     if (layer == except || !committed[layer]) continue;
     ConstBytes source(old.part(layer), bytes);
-    absl::Status status;
-    if (traits.addressable) {
-      status = old.VerifyPart(layer);
-    } else {
+    if (!traits.addressable) {
       const MutableBytes destination = absl::MakeSpan(buffer);
-      status = old.ReadPart(layer, {destination}).Wait();
+      const absl::Status read = old.ReadPart(layer, {destination}).Wait();
+      if (absl::IsDataLoss(read)) continue;  // lost; the others are not
+      if (!read.ok()) return read;
       source = buffer;
     }
-    if (absl::IsDataLoss(status)) continue;  // lost; the others are not
-    if (!status.ok() && !absl::IsFailedPrecondition(status)) return status;
     const MemorySpace space = traits.addressable ? traits.memory_space : MemorySpace();
-    status = lease.WritePart(layer, {source}, space).Wait();
+    absl::Status status = lease.WritePart(layer, {source}, space).Wait();
+    // What was copied must be what was put.
+    if (status.ok() && !lease.SameBytes(layer, old)) {
+      old.VerifyPart(layer).IgnoreError();  // drops what is left of the old block
+      continue;
+    }
     if (status.ok()) status = lease.CommitPart(layer);
     if (!status.ok()) return status;
   }

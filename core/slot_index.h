@@ -3,8 +3,10 @@
 #define KVCACHE_CORE_SLOT_INDEX_H_
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <random>
 #include <utility>
 #include <vector>
@@ -22,7 +24,8 @@ namespace kvcache {
 // first larger tag, and removing leaves no tombstones. At most 5 of 7 places are taken: nearer
 // to full, a removal would move many neighbours.
 //
-// Hashes are multiplied by a random odd number first: nobody can choose keys that fall together.
+// The caller's hashes must be as good as random, whoever chooses the keys: KeyMixer below makes
+// such.
 //
 // O(1) expected. Allocates only in SetMaxSlots(): 11 bytes for each slot. Not thread-safe.
 class SlotIndex {
@@ -83,13 +86,34 @@ class SlotIndex {
     Slot slot = kNoSlot;
   };
 
-  uint32_t TagOf(uint64_t hash) const { return static_cast<uint32_t>(hash * factor_ >> 32); }
+  static uint32_t TagOf(uint64_t hash) { return static_cast<uint32_t>(hash >> 32); }
   size_t PlaceOf(uint32_t tag) const { return uint64_t{tag} * places_ >> 32; }
 
-  const uint64_t factor_ = (uint64_t{std::random_device()()} << 32 | std::random_device()()) | 1;
   size_t places_ = 0;
   std::vector<Entry> entries_;  // behind places_: room for the last ones, and one that stays empty
   size_t size_ = 0;
+};
+
+// Hashes of 32-byte keys: all bytes count, with random factors that nobody knows, so that no choice
+// of keys makes them fall together.
+class KeyMixer {
+ public:
+  KeyMixer() {
+    std::random_device random;
+    for (uint64_t& factor : factors_) factor = (uint64_t{random()} << 32 | random()) | 1;
+  }
+
+  uint64_t operator()(const std::array<uint8_t, 32>& key) const {
+    uint64_t words[4];
+    std::memcpy(words, key.data(), sizeof(words));
+    uint64_t sum = 0;
+    for (int i = 0; i < 4; ++i) sum += words[i] * factors_[i];
+    sum ^= sum >> 32;
+    return sum * factors_[4];
+  }
+
+ private:
+  std::array<uint64_t, 5> factors_;
 };
 
 }  // namespace kvcache

@@ -10,8 +10,11 @@ absl::StatusOr<Extent> RegionAllocator::Allocate(size_t bytes) {
   if (extent.ok() || bytes == 0 || bytes > capacity_) return extent;
   const size_t size = (bytes + alignment_ - 1) & ~(alignment_ - 1);
   const size_t faulted = allocator_.grown_bytes();
-  const size_t missing = size - allocator_.free_tail_bytes();
-  if (missing > capacity_ - faulted) return extent;
+  // What is free at the end may be large enough and yet have been overlooked behind smaller extents
+  // of its size class: grown, it is in a higher one.
+  const size_t tail = allocator_.free_tail_bytes();
+  const size_t missing = std::min(tail < size ? size - tail : size, capacity_ - faulted);
+  if (missing == 0 || tail + missing < size) return extent;
   allocator_.GrowTo(faulted + missing);
   page_fault_bytes_ += missing;
   return allocator_.Allocate(bytes);
