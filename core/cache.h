@@ -53,14 +53,13 @@ using Nanos = int64_t;
 //  - Only complete blocks are returned by Get and Match, only committed parts by GetPart, and their
 //    bytes never change. Match stops at the first block of a chain that is not complete.
 //  - A leased block keeps its bytes; Erase, eviction and Clear take effect for it when the last
-//  lease
-//    goes. A copy under way is a lease.
+//    lease goes. A copy under way is a lease.
 //  - Bytes in use, detached ones included, never exceed the capacity.
 //  - A block with children or leases is never evicted. Otherwise the victim is the first in the
 //    policy's order. A call that is refused evicts nothing, except that up to 4 times a request may
 //    be evicted in vain when free memory is in pieces.
 //  - deadline = min(time of commit + ttl, the parent's deadline). What has expired is a miss at
-//  once.
+//    once.
 class Cache {
  public:
   // kInvalidArgument, naming the option and the values: null backend or policy; a capacity of less
@@ -127,8 +126,7 @@ class Cache {
   //   kFailedPrecondition  the parent is neither resident nor being written, or is of another
   //                        namespace
   //   kResourceExhausted   what would have to go is leased or has children, the policy rather
-  //   refuses
-  //                        the newcomer, or free memory is in pieces
+  //                        refuses the newcomer, or free memory is in pieces
   //   kInvalidArgument     0 bytes or parts; more than 65,535 parts; bytes not a multiple of parts;
   //                        more bytes than the capacity; a partial block of another size; a ttl
   //                        that is not positive; a negative recompute_cost; an unknown namespace

@@ -134,9 +134,8 @@ class PrefixCache {
   // Puts one layer. Replacing a layer copies the others, and needs room for both entries meanwhile.
   // Errors, after none of which anything has changed:
   //   kInvalidArgument     an empty prefix; layer not below the number of layers; null or
-  //   misaligned
-  //                        data; another dtype or shape than before, which the message shows both
-  //                        of; K and V that differ; more bytes than the cache has
+  //                        misaligned data; another dtype or shape than before, which the message
+  //                        shows both of; K and V that differ; more bytes than the cache has
   //   kResourceExhausted   what would have to go is being read
   //   kFailedPrecondition  a layer is to be replaced and the backend stores no bytes to copy
   absl::Status CacheKv(const Prefix& prefix, uint32_t layer, const KvTensor& k, const KvTensor& v,

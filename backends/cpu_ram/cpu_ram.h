@@ -26,8 +26,8 @@ struct CpuRamOptions {
     // slowly, or find out under load that the memory is not there.
     kAtCreate,
     // All of them, from the first on, by threads of low priority while the cache is in use.
-    // Creation
-    // is immediate. Stops when memory runs short, which the statistics then say (fault_in_error);
+    // Creation is immediate. Stops when memory runs short, which the statistics then say
+    // (fault_in_error);
     // the rest is taken as blocks use it.
     kBackground,
   };

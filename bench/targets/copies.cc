@@ -177,7 +177,9 @@ void MeasureFirstPuts(Suite& suite) {
         auto backend = *CreateCpuRamBackend({.capacity_bytes = kWorkingSet});
         const StorageBackend& memory = *backend;
         auto cache = *Cache::Create({.checksums = false}, std::move(backend), CreateLruPolicy());
-        while (memory.stats().Value("faulted_bytes").value() < static_cast<double>(kWorkingSet)) {
+        for (int i = 0; i < 3000; ++i) {  // for at most 30 s
+          if (memory.stats().Value("faulted_bytes").value() >= static_cast<double>(kWorkingSet))
+            break;
           std::this_thread::sleep_for(std::chrono::milliseconds(10));
         }
         const double seconds = Seconds([&] {

@@ -74,7 +74,7 @@ void MeasureGets(Suite& suite, size_t count, absl::Span<const BlockKey> keys) {
   // One lookup after the other, as a request makes it: each key is chosen by the result before, so
   // that the processor cannot work on several at once.
   suite.Ratio(
-      "hit: Get + release, 1 M resident blocks", "ns", Goal::kAtMost, 2.5,
+      "hit: Get + release, 1 M blocks, one after the other", "ns", Goal::kAtMost, 2.5,
       [&] {
         return nanos([&](absl::Span<const BlockKey> part) {
           size_t zero = 0;
@@ -92,6 +92,8 @@ void MeasureGets(Suite& suite, size_t count, absl::Span<const BlockKey> keys) {
           benchmark::DoNotOptimize(zero);
         });
       });
+  suite.Ratio("hit: Get + release, 1 M blocks, independent of each other", "ns", Goal::kAtMost, 2.5,
+              get, "lock + find", find);
   for (size_t batch : {16, 64, 256}) {
     std::vector<ReadLease> leases(batch);
     suite.Ratio(

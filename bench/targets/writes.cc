@@ -1,4 +1,5 @@
 // Writes without their copies, and the memory that a block costs.
+#include <malloc.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -39,6 +40,7 @@ double BytesPerBlock(absl::Span<const BlockKey> keys) {
   KVCACHE_CHECK(child >= 0, "no process");
   double bytes = 0;
   if (child == 0) {
+    malloc_trim(0);
     const size_t before = ResidentBytes();
     const std::unique_ptr<Cache> cache = FullCache(keys);
     bytes = static_cast<double>(ResidentBytes() - before) / static_cast<double>(keys.size());
