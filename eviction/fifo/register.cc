@@ -1,0 +1,14 @@
+#include "kvcache/core/registry.h"
+#include "kvcache/eviction/fifo/fifo.h"
+
+namespace kvcache {
+namespace {
+
+[[maybe_unused]] const bool kRegistered = RegisterPolicy(
+    "fifo", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
+      if (absl::Status status = CheckSettings("fifo", settings, {}); !status.ok()) return status;
+      return CreateFifoPolicy();
+    });
+
+}  // namespace
+}  // namespace kvcache

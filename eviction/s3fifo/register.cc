@@ -1,0 +1,14 @@
+#include "kvcache/core/registry.h"
+#include "kvcache/eviction/s3fifo/s3fifo.h"
+
+namespace kvcache {
+namespace {
+
+[[maybe_unused]] const bool kRegistered = RegisterPolicy(
+    "s3fifo", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
+      if (absl::Status status = CheckSettings("s3fifo", settings, {}); !status.ok()) return status;
+      return CreateS3FifoPolicy();
+    });
+
+}  // namespace
+}  // namespace kvcache

@@ -1,0 +1,31 @@
+#ifndef KVCACHE_EVICTION_S3FIFO_S3FIFO_H_
+#define KVCACHE_EVICTION_S3FIFO_S3FIFO_H_
+
+#include <memory>
+
+#include "kvcache/core/eviction_policy.h"
+
+namespace kvcache {
+
+// S3-FIFO: "FIFO queues are all you need for cache eviction" (Yang et al., SOSP 2023), with bytes
+// for objects and the constants of its authors' simulator, libCacheSim: a small queue of 10 % of
+// the bytes, a main queue of 90 %, ghosts for another 90 %.
+//
+// A new block enters the small queue, unless it is remembered as a ghost, or the cache has not been
+// full yet and the small queue is: then the main queue. The victim is the first of the small queue
+// that was hit less than twice, which becomes a ghost; those before it, hit more often, go to the
+// end of the main queue. When the main queue has more than its share, its first block goes, if it
+// was not hit since it last came to the front; otherwise it goes to the end with one hit less, of
+// at most 3.
+//
+// The queues change when a block is evicted, not when a victim is asked for. A block in front of
+// the evicted one that had to stay (leased, or with children) is the next to go; if it is hit, it
+// goes to the end of the main queue as if it had been hit in time.
+//
+// O(1); O(log n) only for blocks that return from a lease or lose their last child. 107 bytes for
+// each slot.
+std::unique_ptr<EvictionPolicy> CreateS3FifoPolicy();
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_EVICTION_S3FIFO_S3FIFO_H_
