@@ -36,8 +36,7 @@ class S3FifoPolicy final : public EvictionPolicy {
 
   void Admit(Slot slot, const EntryInfo& info) override {
     const Ghost ghost = ghosts_.Find(info.key_hash);
-    const bool fills_up = !was_full_ && bytes_[kSmall] >= SmallBytes(capacity_);
-    const size_t queue = ghost != kNoGhost || fills_up ? kMain : kSmall;
+    const size_t queue = ghost != kNoGhost ? kMain : kSmall;
     queues_.Append(queue, slot);
     if (ghost != kNoGhost) ghosts_.Erase(ghost);
     entries_[slot] = {.key_hash = info.key_hash, .bytes = info.bytes, .hits = 0};
@@ -128,7 +127,6 @@ class S3FifoPolicy final : public EvictionPolicy {
 
   // What the eviction of this block does to those in front of it.
   void PassUpTo(Slot victim) {
-    was_full_ = true;
     const bool in_small = queues_.QueueOf(victim) == kSmall;
     if (in_small ? !queues_.IsBehindHand(victim) : !MainGoesFirst()) {
       for (Slot slot; (slot = queues_.hand(kSmall)) != kNoSlot && slot != victim;) {
@@ -154,7 +152,6 @@ class S3FifoPolicy final : public EvictionPolicy {
   std::vector<Entry> entries_;        // [max_slots]
   std::array<size_t, 2> bytes_ = {};  // of the blocks in each queue, parked ones too
   size_t capacity_ = 0;
-  bool was_full_ = false;
 };
 
 }  // namespace

@@ -39,8 +39,7 @@ class PaperS3Fifo {
     const bool was_ghost = ghost != ghost_.end();
     if (was_ghost) ghost_.erase(ghost);
     while (BytesOf(small_) + BytesOf(main_) >= capacity_) Evict();
-    const bool fills_up = !has_evicted_ && BytesOf(small_) >= small_share_;
-    (was_ghost || fills_up ? main_ : small_).push_back({key});
+    (was_ghost ? main_ : small_).push_back({key});
     return false;
   }
 
@@ -73,7 +72,6 @@ class PaperS3Fifo {
   }
 
   void Evict() {
-    has_evicted_ = true;
     if (BytesOf(main_) > capacity_ - small_share_ || small_.empty()) return EvictFromMain();
     while (!small_.empty()) {
       const Object object = Pop(small_);
@@ -96,7 +94,6 @@ class PaperS3Fifo {
 
   const size_t capacity_;
   const size_t small_share_;
-  bool has_evicted_ = false;
   Queue small_, main_, ghost_;
 };
 
@@ -115,12 +112,18 @@ TEST(S3FifoTest, KeepsWhatThePublishedAlgorithmKeeps) {
   }
 }
 
-// A small queue of two blocks and a main queue of eight.
+// 20 blocks of a cache: 0 and 1 in the small queue, of the size that it should have, then 2 to 19
+// in the main queue.
 class S3FifoTest20 : public testing::Test {
  protected:
   S3FifoTest20() {
     policy_->SetLimits(30, 20 * kBytes);
-    for (Slot slot = 0; slot < 20; ++slot) Admit(slot, 100 + slot);
+    for (Slot slot = 2; slot < 20; ++slot) {
+      Admit(slot, 100 + slot);
+      Evict(slot);
+      Admit(slot, 100 + slot);
+    }
+    for (Slot slot : {0, 1}) Admit(slot, 100 + slot);
   }
 
   static constexpr size_t kBytes = 100;
@@ -142,20 +145,8 @@ TEST_F(S3FifoTest20, ANewBlockGoesBeforeThoseOfTheMainQueueUnlessHitTwice) {
   EXPECT_EQ(Victim(), 1u);
 }
 
-TEST_F(S3FifoTest20, AGhostThatComesBackEntersTheMainQueue) {
-  Evict(0);
-  Admit(0, 100);
-  Evict(1);  // the small queue is empty
-  for (Slot slot = 2; slot < 20; ++slot) {
-    ASSERT_EQ(Victim(), slot);
-    Evict(slot);
-  }
-  EXPECT_EQ(Victim(), 0u);
-}
-
 TEST_F(S3FifoTest20, InTheMainQueueEachHitIsAnotherRound) {
-  Evict(0);
-  Evict(1);
+  for (Slot slot : {0, 1}) Evict(slot);
   policy_->Touch({2, 3, 3}, kvcache::Run{});
   for (Slot slot = 4; slot < 20; ++slot) {
     ASSERT_EQ(Victim(), slot);
@@ -164,10 +155,17 @@ TEST_F(S3FifoTest20, InTheMainQueueEachHitIsAnotherRound) {
   EXPECT_THAT(EvictAll(*policy_), ElementsAre(2, 3));
 }
 
+TEST_F(S3FifoTest20, WhatIsErasedIsNotRemembered) {
+  policy_->Remove(0, RemoveReason::kErased);
+  Admit(0, 100);
+  policy_->Touch({1, 1}, kvcache::Run{});
+  EXPECT_EQ(Victim(), 0u);  // in the small queue, where a ghost would not be
+}
+
 TEST_F(S3FifoTest20, ALeasedBlockInFrontOfAnEvictedOneGoesNext) {
   policy_->Park(0);
   Evict(1);
-  for (Slot slot : {20, 21}) Admit(slot, 100 + slot);
+  Admit(20, 120);
   EXPECT_EQ(Victim(), 20u);
   policy_->Unpark(0);
   EXPECT_EQ(Victim(), 0u);
@@ -181,10 +179,17 @@ TEST_F(S3FifoTest20, ALeasedBlockThatIsHitTwiceAfterItsTurnGoesToTheMainQueue) {
   EXPECT_EQ(Victim(), 2u);  // 19 of 20 are in the main queue
 }
 
-TEST_F(S3FifoTest20, WithoutLimitsInBytesTheQueuesShareWhatThereIs) {
+TEST_F(S3FifoTest20, AnEvictionMovesWhatIsHotInFrontOfIt) {
+  policy_->Touch({0, 0}, kvcache::Run{});
+  Evict(1);
+  Admit(1, 120);
+  EXPECT_EQ(Victim(), 2u);  // 19 of 20 are in the main queue
+}
+
+TEST_F(S3FifoTest20, WhatIsFullMayBeSlotsInsteadOfBytes) {
   policy_->SetLimits(30, 2000 * kBytes);
   EXPECT_EQ(Victim(), 0u);
-  policy_->Touch({0, 0, 1, 1}, kvcache::Run{});
+  for (Slot slot : {0, 1}) Evict(slot);
   EXPECT_EQ(Victim(), 2u);
 }
 

@@ -11,12 +11,21 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 
 namespace kvcache::examples {
 
+namespace {
+
+std::string NumberText(double value) {
+  return std::isfinite(value) ? absl::StrFormat("%.10g", value) : "null";
+}
+
+}  // namespace
+
 JsonObject& JsonObject::Add(absl::string_view name, double value) {
-  return AddField(name, std::isfinite(value) ? absl::StrFormat("%.10g", value) : "null");
+  return AddField(name, NumberText(value));
 }
 
 JsonObject& JsonObject::Add(absl::string_view name, absl::string_view text) {
@@ -43,6 +52,13 @@ JsonObject& JsonObject::Add(absl::string_view name, absl::Span<const JsonObject>
                     absl::StrReplaceAll(value.ToString(), {{"\n", "\n    "}}));
   }
   return AddField(name, absl::StrCat(list, "\n  ]"));
+}
+
+JsonObject& JsonObject::Add(absl::string_view name, absl::Span<const double> values) {
+  const std::string list = absl::StrJoin(values, ", ", [](std::string* out, double value) {
+    absl::StrAppend(out, NumberText(value));
+  });
+  return AddField(name, absl::StrCat("[", list, "]"));
 }
 
 JsonObject& JsonObject::AddField(absl::string_view name, absl::string_view value) {

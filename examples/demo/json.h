@@ -10,7 +10,7 @@
 
 namespace kvcache::examples {
 
-// A JSON object of numbers, texts, objects and lists of objects, built field by field.
+// A JSON object of numbers, texts, objects and lists of objects or numbers, built field by field.
 class JsonObject {
  public:
   // `name` needs no escapes, and no number is infinite or NaN (null is written instead). Returns
@@ -20,6 +20,7 @@ class JsonObject {
   JsonObject& Add(absl::string_view name, absl::string_view text);
   JsonObject& Add(absl::string_view name, const JsonObject& value);
   JsonObject& Add(absl::string_view name, absl::Span<const JsonObject> values);
+  JsonObject& Add(absl::string_view name, absl::Span<const double> values);
 
   // On several lines, two spaces for each level.
   std::string ToString() const { return fields_.empty() ? "{}" : "{\n" + fields_ + "\n}"; }

@@ -6,6 +6,7 @@
 #include <iterator>
 #include <limits>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -62,6 +63,28 @@ TEST(JsonObjectTest, WritesCountsInFullAndNoInfinities) {
   EXPECT_EQ(JsonObject().Add("n", 1234567890).ToString(), "{\n  \"n\": 1234567890\n}");
   const double infinity = std::numeric_limits<double>::infinity();
   EXPECT_EQ(JsonObject().Add("n", infinity).ToString(), "{\n  \"n\": null\n}");
+}
+
+TEST(JsonObjectTest, WritesListsAndStringsWithEscapes) {
+  const std::vector<JsonObject> objects = {JsonObject().Add("x", 1), JsonObject().Add("x", 2)};
+  const JsonObject object = JsonObject()
+                                .Add("name", "a \"quoted\"\n\\path")
+                                .Add("numbers", std::vector<double>{1, 0.5})
+                                .Add("none", std::vector<JsonObject>())
+                                .Add("objects", objects);
+  EXPECT_EQ(object.ToString(), R"({
+  "name": "a \"quoted\"\u000a\\path",
+  "numbers": [1, 0.5],
+  "none": [],
+  "objects": [
+    {
+      "x": 1
+    },
+    {
+      "x": 2
+    }
+  ]
+})");
 }
 
 TEST(ResultFileTest, ANewFileIsForItsOwnerOnly) {

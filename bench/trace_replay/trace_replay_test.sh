@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Runs trace_replay on small traces, and checks what it writes, prints and refuses.
+# Usage: trace_replay_test.sh TRACE_REPLAY CHECK_REPORT
+set -euo pipefail
+replay="$1" check="$2"
+scratch="$(mktemp -d)"
+trap 'rm -rf "${scratch}"' EXIT
+
+fail() {
+  echo "FAILED: $1" >&2
+  exit 1
+}
+
+# Usage: refuses CODE WORDS FLAG... It says the words, in one line, and writes nothing else.
+refuses() {
+  local expected="$1" words="$2" code=0
+  shift 2
+  "${replay}" "$@" >"${scratch}/out" 2>"${scratch}/err" || code=$?
+  [[ "${code}" == "${expected}" ]] || fail "$*: exit code ${code}: $(cat "${scratch}/err")"
+  grep -qF -- "${words}" "${scratch}/err" || fail "$*: does not say '${words}': $(cat "${scratch}/err")"
+  [[ "$(wc -l <"${scratch}/err")" == 1 && ! -s "${scratch}/out" ]] || fail "$*: says too much"
+}
+
+# Usage: passes FLAG... Its files are right and its output is plain text.
+passes() {
+  "${replay}" "$@" --json="${scratch}/r.json" --html="${scratch}/r.html" \
+    >"${scratch}/out" 2>"${scratch}/err" || fail "$*: $(cat "${scratch}/err")"
+  ! grep -q $'[\r\033]' "${scratch}/out" "${scratch}/err" || fail "$*: control codes in a file"
+  python3 "${check}" "${scratch}/r.json" "${scratch}/r.html" 60
+}
+
+trace="${scratch}/trace.jsonl"
+for i in $(seq 60); do
+  chat=$((i % 7)) turn=$((i / 7 + 1))
+  ids="0"
+  for t in $(seq "${turn}"); do ids="${ids}, $((chat * 100 + t))"; done
+  echo "{\"timestamp\": $((i * 1000)), \"input_length\": $((16 * turn + 10)), \"output_length\": 5," \
+    "\"hash_ids\": [${ids}]}"
+done >"${trace}"
+
+passes --trace "${trace}"
+[[ ! -s "${scratch}/err" ]] || fail "wrote to stderr: $(cat "${scratch}/err")"
+grep -q '60 requests, .* blocks of 16 tokens; touch order: forward' "${scratch}/out" || fail "no title"
+for policy in arc fifo gdsf lfu lru s3fifo ttl; do
+  grep -q "^${policy} " "${scratch}/out" || fail "all policies are not there: ${policy}"
+done
+passes --trace "${trace}" --policy lru --capacity_blocks 5,20,5 --touch_order chain \
+  --bytes_per_token 1024 --ttl 10s
+[[ "$(grep -c '^lru  ' "${scratch}/out")" == 2 ]] || fail "not one row for each capacity"
+grep -q 'GiB' "${scratch}/r.html" || fail "no memory in the page"
+passes --trace="${trace}" --policy=arc,lru --capacity_blocks=10 --payload
+grep -q 'GB/s' "${scratch}/out" || fail "no speed of the payload"
+
+refuses 2 "--trace=FILE is missing" --policy=lru
+refuses 2 "'random' is not one of arc, fifo" --trace="${trace}" --policy=random
+refuses 2 "'lru' is there twice" --trace="${trace}" --policy=lru,lru
+refuses 2 "'0' is not a number" --trace="${trace}" --capacity_blocks=10,0
+refuses 2 "'many'" --trace="${trace}" --capacity_blocks=many
+refuses 2 "expected forward or chain" --trace="${trace}" --touch_order=backwards
+refuses 2 "--ttl=-1s: expected more than 0" --trace="${trace}" --ttl=-1s
+refuses 2 "--bytes_per_token" --trace="${trace}" --bytes_per_token=99999999999
+refuses 2 "'extra' is no flag" --trace="${trace}" extra
+refuses 1 "/missing/trace.jsonl" --trace=/missing/trace.jsonl
+refuses 1 "/missing/r.json" --trace="${trace}" --json=/missing/r.json
+
+bad="${scratch}/bad.jsonl"
+{ head -30 "${trace}"; echo '{"timestamp": 7, "input_length"'; tail -30 "${trace}"; } >"${bad}"
+refuses 1 "line 31: expected ':', found the end in column 32" --trace="${bad}" --policy=lru
+passes --trace="${bad}" --policy=lru --skip_bad_lines
+grep -q '^1 malformed lines were skipped' "${scratch}/out" || fail "skipped lines are not counted"
+grep -q 'skipped 1 of 61 lines; the first: .*line 31' "${scratch}/err" || fail "no first bad line"
+
+"${replay}" --help | grep -q -- --touch_order || fail "--help does not list the flags"
+echo "trace_replay passes"
