@@ -17,8 +17,12 @@
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
 #include "kvcache/core/block_key.h"
 #include "kvcache/core/cache.h"
+#include "kvcache/eviction/arc/arc.h"
+#include "kvcache/eviction/fifo/fifo.h"
+#include "kvcache/eviction/gdsf/gdsf.h"
 #include "kvcache/eviction/lfu/lfu.h"
 #include "kvcache/eviction/lru/lru.h"
+#include "kvcache/eviction/s3fifo/s3fifo.h"
 #include "kvcache/eviction/ttl/ttl.h"
 
 namespace kvcache {
@@ -62,6 +66,10 @@ void BM_Hit(benchmark::State& state, PolicyFactory policy) {
 BENCHMARK_CAPTURE(BM_Hit, lru, &CreateLruPolicy);
 BENCHMARK_CAPTURE(BM_Hit, lfu, &CreateLfuPolicy);
 BENCHMARK_CAPTURE(BM_Hit, ttl, &CreateTtlPolicy);
+BENCHMARK_CAPTURE(BM_Hit, fifo, &CreateFifoPolicy);
+BENCHMARK_CAPTURE(BM_Hit, arc, &CreateArcPolicy);
+BENCHMARK_CAPTURE(BM_Hit, s3fifo, &CreateS3FifoPolicy);
+BENCHMARK_CAPTURE(BM_Hit, gdsf, &CreateGdsfPolicy);
 
 void BM_Miss(benchmark::State& state) {
   const std::vector<BlockKey> keys = RandomKeys(2 << 20);
@@ -86,6 +94,10 @@ void BM_EvictAndPut(benchmark::State& state, PolicyFactory policy) {
 BENCHMARK_CAPTURE(BM_EvictAndPut, lru, &CreateLruPolicy);
 BENCHMARK_CAPTURE(BM_EvictAndPut, lfu, &CreateLfuPolicy);
 BENCHMARK_CAPTURE(BM_EvictAndPut, ttl, &CreateTtlPolicy);
+BENCHMARK_CAPTURE(BM_EvictAndPut, fifo, &CreateFifoPolicy);
+BENCHMARK_CAPTURE(BM_EvictAndPut, arc, &CreateArcPolicy);
+BENCHMARK_CAPTURE(BM_EvictAndPut, s3fifo, &CreateS3FifoPolicy);
+BENCHMARK_CAPTURE(BM_EvictAndPut, gdsf, &CreateGdsfPolicy);
 
 // Match and release of a chain of `range` blocks, one of many in a cache of 1 M blocks.
 void BM_Match(benchmark::State& state) {

@@ -42,6 +42,21 @@ class SlotHeap {
     return slot < positions_.size() && positions_[slot] != kNoPosition;
   }
 
+  // Two steps that have the processor fetch what Push, Update and Remove will read, for many slots
+  // at once: the second takes what the first has fetched. Any slot will do.
+  void PrefetchPlace(Slot slot) const {
+    if (slot < positions_.size()) __builtin_prefetch(&positions_[slot], 1);
+  }
+  void PrefetchItem(Slot slot) const {
+    if (!Contains(slot)) return;
+    const size_t position = positions_[slot];
+    __builtin_prefetch(&heap_[position], 1);
+    const size_t end = std::min(position * kChildren + 1 + kChildren, heap_.size());
+    for (size_t child = position * kChildren + 1; child < end; ++child) {
+      __builtin_prefetch(&heap_[child]);
+    }
+  }
+
   // The slot of the lowest rank, and that rank. REQUIRES: not empty.
   Slot top() const { return Top().slot; }
   const Rank& top_rank() const { return Top().rank; }

@@ -13,6 +13,7 @@
 #include "kvcache/core/eviction_policy.h"
 #include "kvcache/core/slot.h"
 #include "kvcache/core/slot_heap.h"
+#include "kvcache/eviction/touch_log.h"
 
 namespace kvcache {
 
@@ -32,6 +33,7 @@ class RankedPolicy : public EvictionPolicy {
   }
 
   void Admit(Slot slot, const EntryInfo& info) override {
+    Settle();
     KVCACHE_CHECK(slot < nodes_.size() && !nodes_[slot].known, "slot ", slot,
                   " is out of range or known already");
     nodes_[slot] = {Rank::OfNew(info, ++sequence_), true};
@@ -40,30 +42,35 @@ class RankedPolicy : public EvictionPolicy {
 
   void Touch(absl::Span<const Slot> slots, const Run& /*run*/) override {
     for (Slot slot : slots) {
-      Rank& rank = RankOf(slot);
-      rank.Touch(++sequence_);
-      if (order_.Contains(slot)) {
-        order_.Update(slot, rank);
-      } else {
-        order_.Push(slot, rank);
-      }
+      if (slot < nodes_.size()) __builtin_prefetch(&nodes_[slot], 1);
+      order_.PrefetchPlace(slot);
+      if (touched_.Add(slot)) Settle();
     }
   }
 
   void Remove(Slot slot, RemoveReason /*reason*/) override {
+    Settle();
     RankOf(slot);
     nodes_[slot].known = false;
     if (order_.Contains(slot)) order_.Remove(slot);
   }
 
   VictimResult Victim(const EntryInfo& /*incoming*/) override {
+    Settle();
     return order_.empty() ? VictimResult::None() : VictimResult::Of(order_.top());
   }
 
-  void Park(Slot slot) override { order_.Remove(slot); }
-  void Unpark(Slot slot) override { order_.Push(slot, RankOf(slot)); }
+  void Park(Slot slot) override {
+    Settle();
+    order_.Remove(slot);
+  }
+  void Unpark(Slot slot) override {
+    Settle();
+    order_.Push(slot, RankOf(slot));
+  }
 
   void SetDeadline(Slot slot, absl::Time deadline) override {
+    Settle();
     Rank& rank = RankOf(slot);
     rank.SetDeadline(deadline);
     if (order_.Contains(slot)) order_.Update(slot, rank);
@@ -80,8 +87,26 @@ class RankedPolicy : public EvictionPolicy {
     return nodes_[slot].rank;
   }
 
+  void Settle() {
+    if (!touched_.empty()) UseAll(touched_.Take());
+  }
+
+  void UseAll(absl::Span<const Slot> slots) {
+    for (Slot slot : slots) order_.PrefetchItem(slot);
+    for (Slot slot : slots) {
+      Rank& rank = RankOf(slot);
+      rank.Touch(++sequence_);
+      if (order_.Contains(slot)) {
+        order_.Update(slot, rank);
+      } else {
+        order_.Push(slot, rank);
+      }
+    }
+  }
+
   std::vector<Node> nodes_;
   SlotHeap<Rank> order_;
+  TouchLog touched_;
   uint64_t sequence_ = 0;
 };
 

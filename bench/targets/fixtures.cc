@@ -35,11 +35,13 @@ std::unique_ptr<Cache> FullCache(absl::Span<const BlockKey> keys) {
   return FullCacheOfChains(keys, 1);
 }
 
-std::unique_ptr<Cache> FullCacheOfChains(absl::Span<const BlockKey> keys, size_t blocks) {
+std::unique_ptr<Cache> FullCacheOfChains(absl::Span<const BlockKey> keys, size_t blocks,
+                                         std::unique_ptr<EvictionPolicy> policy) {
+  if (policy == nullptr) policy = CreateLruPolicy();
   auto backend = CreateAccountingBackend({.capacity_bytes = keys.size() * 64});
   CacheOptions options;
   options.max_blocks = keys.size();
-  auto cache = Cache::Create(options, *std::move(backend), CreateLruPolicy());
+  auto cache = Cache::Create(options, *std::move(backend), std::move(policy));
   KVCACHE_CHECK(cache.ok(), cache.status().ToString());
   for (size_t i = 0; i < keys.size(); ++i) {
     PutOptions put;

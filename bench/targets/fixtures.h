@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "kvcache/core/block_key.h"
 #include "kvcache/core/cache.h"
+#include "kvcache/core/eviction_policy.h"
 
 namespace kvcache::bench {
 
@@ -23,8 +24,9 @@ std::vector<uint32_t> Shuffled(size_t count, uint64_t seed = 1);
 // bytes, so that nothing but the bookkeeping is measured.
 std::unique_ptr<Cache> FullCache(absl::Span<const BlockKey> keys);
 
-// The same, with chains of `blocks` keys each.
-std::unique_ptr<Cache> FullCacheOfChains(absl::Span<const BlockKey> keys, size_t blocks);
+// The same, with chains of `blocks` keys each, and with another policy than LRU if there is one.
+std::unique_ptr<Cache> FullCacheOfChains(absl::Span<const BlockKey> keys, size_t blocks,
+                                         std::unique_ptr<EvictionPolicy> policy = nullptr);
 
 }  // namespace kvcache::bench
 

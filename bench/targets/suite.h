@@ -67,6 +67,7 @@ double Seconds(const std::function<void()>& f);
 // One function for each file of this folder.
 void MeasureLookups(Suite& suite);
 void MeasureWrites(Suite& suite);
+void MeasurePolicies(Suite& suite);
 void MeasureThreads(Suite& suite);
 void MeasureCopies(Suite& suite);
 void MeasureAllocator(Suite& suite);

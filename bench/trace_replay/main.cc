@@ -1,5 +1,8 @@
 // Which hit rate does a cache have on a trace, with how much memory, under which policy?
+#include <unistd.h>
+
 #include <cstdio>
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <utility>
@@ -99,6 +102,12 @@ absl::Status Run(const ReplayFlags& flags) {
   return absl::OkStatus();
 }
 
+// `bazel run` starts programs elsewhere, and says where it was called: that is what paths mean.
+void GoWhereCalled() {
+  const char* directory = std::getenv("BUILD_WORKING_DIRECTORY");
+  if (directory != nullptr && chdir(directory) != 0) std::perror(directory);
+}
+
 int Fail(const absl::Status& status, int code) {
   std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
   return code;
@@ -109,6 +118,7 @@ int Fail(const absl::Status& status, int code) {
 
 int main(int argc, char** argv) {
   using namespace kvcache::bench;  // NOLINT
+  GoWhereCalled();
   ParseCommandLine(argc, argv);
   const absl::StatusOr<ReplayFlags> flags = CheckFlags();
   if (!flags.ok()) return Fail(flags.status(), 2);

@@ -70,5 +70,10 @@ passes --trace="${bad}" --policy=lru --skip_bad_lines
 grep -q '^1 malformed lines were skipped' "${scratch}/out" || fail "skipped lines are not counted"
 grep -q 'skipped 1 of 61 lines; the first: .*line 31' "${scratch}/err" || fail "no first bad line"
 
+replay_path="$(realpath "${replay}")"
+(cd / && BUILD_WORKING_DIRECTORY="${scratch}" "${replay_path}" --trace=trace.jsonl --policy=lru \
+  --json=here.json >/dev/null) || fail "a path from where bazel run was called"
+[[ -s "${scratch}/here.json" ]] || fail "the file is not where bazel run was called"
+
 "${replay}" --help | grep -q -- --touch_order || fail "--help does not list the flags"
 echo "trace_replay passes"

@@ -7,6 +7,7 @@
 
 #include "kvcache/eviction/ghost_lists.h"
 #include "kvcache/eviction/slot_queues.h"
+#include "kvcache/eviction/touch_log.h"
 
 namespace kvcache {
 namespace {
@@ -30,6 +31,7 @@ class ArcPolicy final : public EvictionPolicy {
   }
 
   void Admit(Slot slot, const EntryInfo& info) override {
+    Settle();
     const Ghost ghost = ghosts_.Find(info.key_hash);
     const bool again = ghost != kNoGhost;
     queues_.Append(again ? kAgain : kOnce, slot);
@@ -44,22 +46,15 @@ class ArcPolicy final : public EvictionPolicy {
   }
 
   void Touch(absl::Span<const Slot> slots, const Run& /*run*/) override {
-    if (slots.size() > 1) {
-      for (Slot slot : slots) {
-        queues_.Prefetch(slot);
-        if (slot < entries_.size()) __builtin_prefetch(&entries_[slot]);
-      }
-      for (Slot slot : slots) queues_.PrefetchNeighbours(slot);
-    }
     for (Slot slot : slots) {
-      bytes_[queues_.QueueOf(slot)] -= entries_[slot].bytes;
-      bytes_[kAgain] += entries_[slot].bytes;
-      queues_.Remove(slot);
-      queues_.Append(kAgain, slot);
+      if (slot < entries_.size()) __builtin_prefetch(&entries_[slot]);
+      queues_.Prefetch(slot);
+      if (touched_.Add(slot)) Settle();
     }
   }
 
   void Remove(Slot slot, RemoveReason reason) override {
+    Settle();
     const size_t list = queues_.QueueOf(slot);
     const Entry& entry = entries_[slot];
     queues_.Remove(slot);
@@ -71,6 +66,7 @@ class ArcPolicy final : public EvictionPolicy {
 
   // REPLACE of the paper, for a target that Admit of the newcomer will set.
   VictimResult Victim(const EntryInfo& incoming) override {
+    Settle();
     const Ghost ghost = incoming.bytes > 0 ? ghosts_.Find(incoming.key_hash) : kNoGhost;
     const double target = ghost == kNoGhost ? target_ : TargetAfter(ghost);
     const double once = static_cast<double>(bytes_[kOnce]);
@@ -81,14 +77,36 @@ class ArcPolicy final : public EvictionPolicy {
     return first == kNoSlot ? VictimResult::None() : VictimResult::Of(first);
   }
 
-  void Park(Slot slot) override { queues_.Park(slot); }
-  void Unpark(Slot slot) override { queues_.Unpark(slot); }
+  void Park(Slot slot) override {
+    Settle();
+    queues_.Park(slot);
+  }
+  void Unpark(Slot slot) override {
+    Settle();
+    queues_.Unpark(slot);
+  }
 
  private:
   struct Entry {
     uint64_t key_hash = 0;
     size_t bytes = 0;
   };
+
+  void Settle() {
+    if (!touched_.empty()) UseAll(touched_.Take());
+  }
+
+  void UseAll(absl::Span<const Slot> slots) {
+    if (slots.size() > 1) {
+      for (Slot slot : slots) queues_.PrefetchNeighbours(slot);
+    }
+    for (Slot slot : slots) {
+      bytes_[queues_.QueueOf(slot)] -= entries_[slot].bytes;
+      bytes_[kAgain] += entries_[slot].bytes;
+      queues_.Remove(slot);
+      queues_.Append(kAgain, slot);
+    }
+  }
 
   // Bytes of the ghosts that there were before those that made room for the newcomer.
   double SettledGhosts(size_t list) const {
@@ -120,6 +138,7 @@ class ArcPolicy final : public EvictionPolicy {
 
   SlotQueues<2> queues_;
   GhostLists<2> ghosts_;
+  TouchLog touched_;
   std::vector<Entry> entries_;            // [max_slots]
   std::array<size_t, 2> bytes_ = {};      // of the blocks in each queue, parked ones too
   std::array<size_t, 2> unsettled_ = {};  // of the ghosts since the last Admit

@@ -14,8 +14,7 @@ namespace kvcache {
 // What was given up is remembered, up to the capacity: a block that comes back says which list was
 // too small, and moves the target.
 //
-// A hit on the only block of its list is a use again; the blocks of a request that names a block
-// twice, too. O(1); O(log n) only for blocks that return from a lease or lose their last child. 106
+// O(1); O(log n) only for blocks that return from a lease or lose their last child. 106
 // bytes for each slot.
 std::unique_ptr<EvictionPolicy> CreateArcPolicy();
 

@@ -6,6 +6,7 @@
 
 #include "kvcache/core/check.h"
 #include "kvcache/core/slot_heap.h"
+#include "kvcache/eviction/touch_log.h"
 
 namespace kvcache {
 namespace {
@@ -20,6 +21,7 @@ class GdsfPolicy final : public EvictionPolicy {
   }
 
   void Admit(Slot slot, const EntryInfo& info) override {
+    Settle();
     KVCACHE_CHECK(slot < entries_.size() && entries_[slot].worth == 0, "slot ", slot,
                   " is out of range or known already");
     const double cost = info.recompute_cost > 0 ? info.recompute_cost : 1;
@@ -28,10 +30,15 @@ class GdsfPolicy final : public EvictionPolicy {
   }
 
   void Touch(absl::Span<const Slot> slots, const Run& /*run*/) override {
-    for (Slot slot : slots) Use(slot);
+    for (Slot slot : slots) {
+      if (slot < entries_.size()) __builtin_prefetch(&entries_[slot], 1);
+      order_.PrefetchPlace(slot);
+      if (touched_.Add(slot)) Settle();
+    }
   }
 
   void Remove(Slot slot, RemoveReason reason) override {
+    Settle();
     const double value = EntryOf(slot).rank.value;
     if (reason == RemoveReason::kEvicted) clock_ = std::max(clock_, value);
     if (order_.Contains(slot)) order_.Remove(slot);
@@ -39,11 +46,18 @@ class GdsfPolicy final : public EvictionPolicy {
   }
 
   VictimResult Victim(const EntryInfo& /*incoming*/) override {
+    Settle();
     return order_.empty() ? VictimResult::None() : VictimResult::Of(order_.top());
   }
 
-  void Park(Slot slot) override { order_.Remove(slot); }
-  void Unpark(Slot slot) override { order_.Push(slot, EntryOf(slot).rank); }
+  void Park(Slot slot) override {
+    Settle();
+    order_.Remove(slot);
+  }
+  void Unpark(Slot slot) override {
+    Settle();
+    order_.Push(slot, EntryOf(slot).rank);
+  }
 
  private:
   struct Rank {
@@ -67,6 +81,15 @@ class GdsfPolicy final : public EvictionPolicy {
     return entries_[slot];
   }
 
+  void Settle() {
+    if (!touched_.empty()) UseAll(touched_.Take());
+  }
+
+  void UseAll(absl::Span<const Slot> slots) {
+    for (Slot slot : slots) order_.PrefetchItem(slot);
+    for (Slot slot : slots) Use(slot);
+  }
+
   void Use(Slot slot) {
     Entry& entry = EntryOf(slot);
     ++entry.uses;
@@ -80,6 +103,7 @@ class GdsfPolicy final : public EvictionPolicy {
 
   std::vector<Entry> entries_;  // [max_slots]
   SlotHeap<Rank> order_;        // without what is parked
+  TouchLog touched_;
   double clock_ = 0;
   uint64_t sequence_ = 0;
 };

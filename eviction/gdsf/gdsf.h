@@ -16,7 +16,7 @@ namespace kvcache {
 // a recompute_cost of 0, which means unknown, counts as 1 second. Give a cost for all blocks or for
 // none.
 //
-// Every call is O(log n), and a hit nearer to O(1). 68 bytes for each slot.
+// Every call is O(log n), and a hit nearer to O(1). 60 bytes for each slot.
 std::unique_ptr<EvictionPolicy> CreateGdsfPolicy();
 
 }  // namespace kvcache

@@ -7,6 +7,7 @@
 
 #include "kvcache/eviction/ghost_lists.h"
 #include "kvcache/eviction/slot_queues.h"
+#include "kvcache/eviction/touch_log.h"
 
 namespace kvcache {
 namespace {
@@ -35,6 +36,7 @@ class S3FifoPolicy final : public EvictionPolicy {
   }
 
   void Admit(Slot slot, const EntryInfo& info) override {
+    Settle();
     const Ghost ghost = ghosts_.Find(info.key_hash);
     const size_t queue = ghost != kNoGhost ? kMain : kSmall;
     queues_.Append(queue, slot);
@@ -45,32 +47,15 @@ class S3FifoPolicy final : public EvictionPolicy {
   }
 
   void Touch(absl::Span<const Slot> slots, const Run& /*run*/) override {
-    if (slots.size() > 1) {
-      for (Slot slot : slots) {
-        queues_.Prefetch(slot);
-        if (slot < entries_.size()) __builtin_prefetch(&entries_[slot], 1);
-      }
-    }
     for (Slot slot : slots) {
-      if (queues_.IsParked(slot)) queues_.Unpark(slot);
-      Entry& entry = entries_[slot];
-      if (queues_.QueueOf(slot) == kSmall) {
-        if (entry.hits < kHitsToMain && ++entry.hits == kHitsToMain) {
-          if (queues_.IsBehindHand(slot)) {
-            MoveToMain(slot);
-          } else {
-            queues_.SetClass(slot, kHot);
-          }
-        }
-      } else if (queues_.IsBehindHand(slot)) {
-        queues_.Move(kMain, slot);
-      } else if (entry.hits < kMostHits) {
-        queues_.SetClass(slot, ++entry.hits);
-      }
+      if (slot < entries_.size()) __builtin_prefetch(&entries_[slot], 1);
+      queues_.Prefetch(slot);
+      if (touched_.Add(slot)) Settle();
     }
   }
 
   void Remove(Slot slot, RemoveReason reason) override {
+    Settle();
     if (reason == RemoveReason::kEvicted) PassUpTo(slot);
     const Entry& entry = entries_[slot];
     const size_t queue = queues_.QueueOf(slot);
@@ -83,12 +68,19 @@ class S3FifoPolicy final : public EvictionPolicy {
   }
 
   VictimResult Victim(const EntryInfo& /*incoming*/) override {
+    Settle();
     const Slot first = MainGoesFirst() ? FirstOfMain() : FirstOfSmall();
     return first == kNoSlot ? VictimResult::None() : VictimResult::Of(first);
   }
 
-  void Park(Slot slot) override { queues_.Park(slot); }
-  void Unpark(Slot slot) override { queues_.Unpark(slot); }
+  void Park(Slot slot) override {
+    Settle();
+    queues_.Park(slot);
+  }
+  void Unpark(Slot slot) override {
+    Settle();
+    queues_.Unpark(slot);
+  }
 
  private:
   struct Entry {
@@ -96,6 +88,27 @@ class S3FifoPolicy final : public EvictionPolicy {
     uint64_t bytes : 56 = 0;
     uint64_t hits : 8 = 0;
   };
+
+  void Settle() {
+    for (Slot slot : touched_.Take()) Hit(slot);
+  }
+
+  void Hit(Slot slot) {
+    if (queues_.IsParked(slot)) queues_.Unpark(slot);
+    Entry& entry = entries_[slot];
+    if (queues_.QueueOf(slot) == kSmall) {
+      if (entry.hits == kHitsToMain || ++entry.hits < kHitsToMain) return;
+      if (queues_.IsBehindHand(slot)) {
+        MoveToMain(slot);
+      } else {
+        queues_.SetClass(slot, kHot);
+      }
+    } else if (queues_.IsBehindHand(slot)) {
+      queues_.Move(kMain, slot);
+    } else if (entry.hits < kMostHits) {
+      queues_.SetClass(slot, ++entry.hits);
+    }
+  }
 
   static size_t SmallBytes(size_t bytes) { return bytes / kSmallShare; }
 
@@ -149,6 +162,7 @@ class S3FifoPolicy final : public EvictionPolicy {
 
   SlotQueues<2, kMostHits + 1> queues_;
   GhostLists<1> ghosts_;
+  TouchLog touched_;
   std::vector<Entry> entries_;        // [max_slots]
   std::array<size_t, 2> bytes_ = {};  // of the blocks in each queue, parked ones too
   size_t capacity_ = 0;

@@ -23,7 +23,7 @@ namespace kvcache {
 // the evicted one that had to stay (leased, or with children) is the next to go; if it is hit, it
 // goes to the end of the main queue as if it had been hit in time.
 //
-// O(1); O(log n) only for blocks that return from a lease or lose their last child. 107 bytes for
+// O(1); O(log n) only for blocks that return from a lease or lose their last child. 106 bytes for
 // each slot.
 std::unique_ptr<EvictionPolicy> CreateS3FifoPolicy();
 
