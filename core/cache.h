@@ -251,7 +251,11 @@ class Cache {
                       internal::Nanos now, bool continues) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TouchSlots(absl::Span<const Slot> slots, uint32_t chain_blocks, internal::Nanos now,
                   bool continues) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void TouchChunks(absl::Span<const ReadLease> leases, uint32_t chain_blocks);
+  void TouchChunks(absl::Span<const ReadLease> leases, uint32_t chain_blocks,
+                   bool continues = false);
+  // Tells the policy of the blocks [begin, end) of a chain, which were not there.
+  void MissBackwards(const Chain& chain, size_t begin, size_t end, internal::Nanos now)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Release(Slot slot);
 
   // Runs `change` under the lock and then, without it, frees what it removed.

@@ -23,12 +23,12 @@ struct EntryInfo {
   absl::Time deadline = absl::InfiniteFuture();
 };
 
-// Which piece of which request a Touch belongs to.
+// Which piece of which request a call is about.
 struct Run {
-  uint32_t first_depth = 0;   // depth of the shallowest block touched
+  uint32_t first_depth = 0;   // depth of the shallowest block
   uint32_t chain_blocks = 0;  // blocks of the whole request; 0: unknown
   absl::Time now = absl::UnixEpoch();
-  bool continues = false;  // the same request as the Touch before
+  bool continues = false;  // the same request as the call before
 };
 
 enum class RemoveReason : uint8_t { kEvicted, kErased, kExpired, kReplaced, kAborted, kCorrupted };
@@ -85,6 +85,11 @@ class EvictionPolicy {
 
   // The block's deadline changed. REQUIRES: slot is known.
   virtual void SetDeadline(Slot /*slot*/, absl::Time /*deadline*/) {}
+
+  // Blocks that a request asked for and that were not there, hashes[0] the last in the prompt;
+  // `run` says where they are in it. What was hit comes in the Touch that follows, which then
+  // continues the same request. Those that are put now are admitted later, one by one.
+  virtual void Miss(absl::Span<const uint64_t> /*key_hashes*/, const Run& /*run*/) {}
 
   // Blocks of a request that were refused by kRefuse: food for a policy's ghosts.
   virtual void Bypassed(absl::Span<const uint64_t> /*key_hashes*/, const Run& /*run*/) {}

@@ -44,11 +44,14 @@ void PolicyCall::MakeOn(EvictionPolicy& policy) const {
       return policy.Unpark(slots[0]);
     case Kind::kSetDeadline:
       return policy.SetDeadline(slots[0], info.deadline);
+    case Kind::kMiss:
+      return policy.Miss(key_hashes, run);
   }
 }
 
 std::ostream& operator<<(std::ostream& out, const PolicyCall& call) {
-  constexpr const char* kNames[] = {"Admit", "Touch", "Remove", "Park", "Unpark", "SetDeadline"};
+  constexpr const char* kNames[] = {"Admit",  "Touch",       "Remove", "Park",
+                                    "Unpark", "SetDeadline", "Miss"};
   return out << kNames[static_cast<int>(call.kind)] << "(" << absl::StrJoin(call.slots, ", ")
              << ")";
 }
@@ -61,6 +64,7 @@ PolicyCall RandomCalls::Next() {
   std::optional<Slot> slot;
   do {
     kind = AnyKind();
+    if (kind == PolicyCall::Kind::kMiss) return Miss();
     slot = AnySlotFor(kind);
   } while (!slot.has_value());
 
@@ -87,6 +91,8 @@ PolicyCall RandomCalls::Next() {
     case PolicyCall::Kind::kSetDeadline:
       block.info.deadline = AnyDeadline();
       break;
+    case PolicyCall::Kind::kMiss:
+      break;
   }
   return {.kind = kind,
           .slots = {*slot},
@@ -101,7 +107,7 @@ PolicyCall::Kind RandomCalls::AnyKind() {
   if (die < 70) return (die < 45) == grows ? PolicyCall::Kind::kRemove : PolicyCall::Kind::kAdmit;
   if (die < 83) return PolicyCall::Kind::kPark;
   if (die < 96) return PolicyCall::Kind::kUnpark;
-  return PolicyCall::Kind::kSetDeadline;
+  return die < 98 ? PolicyCall::Kind::kSetDeadline : PolicyCall::Kind::kMiss;
 }
 
 std::optional<Slot> RandomCalls::AnySlotFor(PolicyCall::Kind kind) {
@@ -158,6 +164,20 @@ PolicyCall RandomCalls::Hit(Slot slot) {
   call.run.now = kStart + absl::Milliseconds(calls_);
   // A prompt may name a block twice.
   if (Below(8) == 0) call.slots.push_back(slot);
+  return call;
+}
+
+// Of blocks that were there before, and of others.
+PolicyCall RandomCalls::Miss() {
+  PolicyCall call = {.kind = PolicyCall::Kind::kMiss};
+  const size_t missed = 1 + Below(8);
+  for (const Block& block : blocks_) {
+    if (call.key_hashes.size() == missed) break;
+    if (block.state == State::kUnknown) call.key_hashes.push_back(block.info.key_hash);
+  }
+  while (call.key_hashes.size() < missed) call.key_hashes.push_back(random_());
+  call.run.chain_blocks = static_cast<uint32_t>(missed + Below(2));
+  call.run.now = kStart + absl::Milliseconds(calls_);
   return call;
 }
 

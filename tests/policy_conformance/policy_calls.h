@@ -17,22 +17,23 @@ namespace kvcache {
 
 // One call that may change something.
 struct PolicyCall {
-  enum class Kind { kAdmit, kTouch, kRemove, kPark, kUnpark, kSetDeadline };
+  enum class Kind { kAdmit, kTouch, kRemove, kPark, kUnpark, kSetDeadline, kMiss };
 
   void MakeOn(EvictionPolicy& policy) const;
   friend std::ostream& operator<<(std::ostream& out, const PolicyCall& call);
 
   Kind kind = Kind::kAdmit;
-  std::vector<Slot> slots = {};  // one, except for kTouch
-  EntryInfo info = {};           // kAdmit, and the deadline of kSetDeadline
-  Run run = {};                  // kTouch
+  std::vector<Slot> slots = {};           // one, except for kTouch and kMiss
+  std::vector<uint64_t> key_hashes = {};  // kMiss
+  EntryInfo info = {};                    // kAdmit, and the deadline of kSetDeadline
+  Run run = {};                           // kTouch, kMiss
   RemoveReason reason = RemoveReason::kEvicted;
 };
 
 // An endless sequence of legal calls, the same for the same seed: blocks of branching prompts come,
-// are hit together with the blocks before them, are parked, unparked and removed, and some come
-// back. Blocks become more in the first 1,000 calls, fewer in the second, and so on. Deadlines are
-// whole seconds, so many are equal.
+// are hit together with the blocks before them, are parked, unparked and removed, are asked for in
+// vain, and some come back. Blocks become more in the first 1,000 calls, fewer in the second, and
+// so on. Deadlines are whole seconds, so many are equal.
 class RandomCalls {
  public:
   RandomCalls(size_t max_slots, uint64_t seed);
@@ -59,6 +60,7 @@ class RandomCalls {
   absl::Time AnyDeadline();
   EntryInfo AnyInfo(const EntryInfo& last_in_slot);
   PolicyCall Hit(Slot slot);
+  PolicyCall Miss();
 
   std::mt19937_64 random_;
   uint64_t calls_ = 0;
