@@ -1,0 +1,14 @@
+#include "kvcache/core/registry.h"
+#include "kvcache/eviction/chain/chain.h"
+
+namespace kvcache {
+namespace {
+
+[[maybe_unused]] const bool kRegistered = RegisterPolicy(
+    "chain", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
+      if (absl::Status status = CheckSettings("chain", settings, {}); !status.ok()) return status;
+      return CreateChainPolicy();
+    });
+
+}  // namespace
+}  // namespace kvcache
