@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 #include "kvcache/core/registry.h"
 
 ABSL_FLAG(std::string, trace, "", "the trace");
@@ -20,7 +21,7 @@ ABSL_FLAG(std::string, capacity_blocks, "", "capacities");
 ABSL_FLAG(std::string, touch_order, "forward", "how blocks are accessed");
 ABSL_FLAG(uint64_t, bytes_per_token, 0, "bytes of the K and V of a token");
 ABSL_FLAG(uint32_t, tokens_per_block, 0, "tokens of a block");
-ABSL_FLAG(absl::Duration, ttl, absl::InfiniteDuration(), "lifetime of a block");
+ABSL_FLAG(std::string, ttl, "inf", "lifetime of a block");
 ABSL_FLAG(std::string, json, "", "file for the results");
 ABSL_FLAG(std::string, html, "", "file for a page with the results");
 ABSL_FLAG(bool, payload, false, "move real bytes");
@@ -138,9 +139,9 @@ absl::StatusOr<ReplayFlags> CheckFlags() {
                    absl::StrCat("expected from 0 to ", kMostBytesPerToken));
   }
   flags.tokens_per_block = absl::GetFlag(FLAGS_tokens_per_block);
-  flags.ttl = absl::GetFlag(FLAGS_ttl);
-  if (flags.ttl <= absl::ZeroDuration()) {
-    return BadFlag("ttl", absl::FormatDuration(flags.ttl), "expected more than 0");
+  const std::string ttl = absl::GetFlag(FLAGS_ttl);
+  if (!absl::ParseDuration(ttl, &flags.ttl) || flags.ttl <= absl::ZeroDuration()) {
+    return BadFlag("ttl", ttl, "expected a duration of more than 0, as 90s or 2h30m");
   }
   flags.json = absl::GetFlag(FLAGS_json);
   flags.html = absl::GetFlag(FLAGS_html);

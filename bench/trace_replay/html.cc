@@ -1,11 +1,15 @@
 #include "kvcache/bench/trace_replay/html.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "kvcache/bench/trace_replay/chart.h"
 
 namespace kvcache::bench {
@@ -48,6 +52,7 @@ svg text { fill: var(--soft); }
 .dot:hover { fill: var(--c); }
 svg .label { fill: var(--c); font-weight: 600; }
 .best .line { stroke-dasharray: 7 5; }
+.answer b { white-space: nowrap; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: 14px; }
 th, td { padding: 5px 10px; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap;
@@ -78,20 +83,24 @@ std::string WithMemory(const Report& report, size_t blocks) {
 
 // The question that the page is for, and its answer.
 std::string Answer(const Report& report) {
-  const auto policies_end = report.sweep.needs.end() - 1;
   const Need& optimum = report.sweep.needs.back();
-  const auto best = std::min_element(
-      report.sweep.needs.begin(), policies_end,
-      [](const Need& a, const Need& b) { return a.capacity_blocks < b.capacity_blocks; });
-  const auto lru = std::find_if(report.sweep.needs.begin(), policies_end,
-                                [](const Need& need) { return need.policy == "lru"; });
-  std::string answer =
-      absl::StrCat("<p class=\"answer\">The smallest cache that reaches ", 100 * kEnough,
-                   " % of the possible hits has ", WithMemory(report, best->capacity_blocks),
-                   ", under the policy <b>", EscapeHtml(best->policy), "</b>.");
-  if (lru != policies_end && lru != best) {
-    absl::StrAppend(&answer, " LRU needs ", WithMemory(report, lru->capacity_blocks), ".");
+  const auto policies = absl::MakeSpan(report.sweep.needs).first(report.policies.size());
+  size_t least = optimum.capacity_blocks;
+  size_t lru = 0;
+  std::vector<std::string> best;
+  for (const Need& need : policies) {
+    if (best.empty() || need.capacity_blocks < least) {
+      best.clear();
+      least = need.capacity_blocks;
+    }
+    if (need.capacity_blocks == least) best.push_back(EscapeHtml(need.policy));
+    if (need.policy == "lru") lru = need.capacity_blocks;
   }
+  std::string answer = absl::StrCat(
+      "<p class=\"answer\">The smallest cache that reaches ", 100 * kEnough,
+      " % of the possible hits has ", WithMemory(report, least), ", under the ",
+      best.size() == 1 ? "policy" : "policies", " <b>", absl::StrJoin(best, "</b>, <b>"), "</b>.");
+  if (lru > least) absl::StrAppend(&answer, " LRU needs ", WithMemory(report, lru), ".");
   return absl::StrCat(answer, " The optimum, which knows the future, would need ",
                       WithMemory(report, optimum.capacity_blocks), ".</p>\n");
 }

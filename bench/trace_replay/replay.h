@@ -49,8 +49,7 @@ struct ReplayOptions {
   // Of each block, from its commit on, by the clock of the trace.
   absl::Duration ttl = absl::InfiniteDuration();
   // Move real bytes, this many for each block and a multiple of 8: a put writes its block, a hit
-  // copies it out and checks it.
-  // 0: blocks are counted, by backends/accounting, and have no bytes.
+  // copies it out and checks it. 0: blocks are counted, by backends/accounting, and have no bytes.
   size_t payload_bytes = 0;
 };
 

@@ -160,6 +160,13 @@ TEST(HtmlTest, AnswersTheQuestionFirst) {
   EXPECT_LT(answer, page.find("<svg"));
 }
 
+TEST(HtmlTest, TheAnswerNamesAllPoliciesThatNeedTheLeast) {
+  Report report = TwoPolicies();
+  report.sweep.needs[0].capacity_blocks = 4'000;
+  EXPECT_THAT(Html(report),
+              HasSubstr("under the policies <b>lru</b>, <b>best&amp;fast</b>. The optimum"));
+}
+
 TEST(HtmlTest, HasACurveForEachPolicyAndTheOptimum) {
   const std::string page = Html(TwoPolicies());
   EXPECT_THAT(page, HasSubstr("<title>optimum, 100: 31.00 %</title>"));

@@ -18,7 +18,7 @@ namespace {
 constexpr size_t kMostLineBytes = size_t{64} << 20;
 constexpr double kMostMilliseconds = 9e12;  // in nanoseconds: less than 2^63
 constexpr uint64_t kMostTokens = std::numeric_limits<uint32_t>::max();
-constexpr size_t kMostUniqueBlocks = std::numeric_limits<uint32_t>::max() - size_t{1};
+constexpr size_t kMostReferences = std::numeric_limits<uint32_t>::max() - size_t{1};
 
 constexpr absl::string_view kFields[] = {"timestamp", "input_length", "output_length", "hash_ids"};
 enum Field { kTimestamp, kInputLength, kOutputLength, kHashIds, kOther };
@@ -92,8 +92,8 @@ absl::Status TraceBuilder::AddLine(absl::string_view line) {
     if (seen[field]) continue;
     return absl::InvalidArgumentError(absl::StrCat("\"", kFields[field], "\" is missing"));
   }
-  if (ids_.size() > kMostUniqueBlocks - trace_.unique_blocks) {
-    return absl::ResourceExhaustedError("more different blocks than fit into 32 bits");
+  if (ids_.size() > kMostReferences - trace_.blocks.size()) {
+    return absl::ResourceExhaustedError("more references to blocks than fit into 32 bits");
   }
 
   absl::Duration arrival = absl::Nanoseconds(static_cast<int64_t>(milliseconds * 1e6));

@@ -47,7 +47,7 @@ class TraceBuilder {
  public:
   // One line without its end. kInvalidArgument, saying what is wrong in which column and adding
   // nothing, for anything else than such an object, or a field that is missing or there twice;
-  // kResourceExhausted when there are 2^32 - 1 different blocks.
+  // kResourceExhausted when there are 2^32 - 1 references to blocks.
   absl::Status AddLine(absl::string_view line);
 
   const Trace& trace() const { return trace_; }

@@ -57,7 +57,8 @@ refuses 2 "'lru' is there twice" --trace="${trace}" --policy=lru,lru
 refuses 2 "'0' is not a number" --trace="${trace}" --capacity_blocks=10,0
 refuses 2 "'many'" --trace="${trace}" --capacity_blocks=many
 refuses 2 "expected forward or chain" --trace="${trace}" --touch_order=backwards
-refuses 2 "--ttl=-1s: expected more than 0" --trace="${trace}" --ttl=-1s
+refuses 2 "--ttl=-1s: expected a duration of more than 0" --trace="${trace}" --ttl=-1s
+refuses 2 "--ttl=soon: expected a duration of more than 0" --trace="${trace}" --ttl=soon
 refuses 2 "--bytes_per_token" --trace="${trace}" --bytes_per_token=99999999999
 refuses 2 "'extra' is no flag" --trace="${trace}" extra
 refuses 1 "/missing/trace.jsonl" --trace=/missing/trace.jsonl

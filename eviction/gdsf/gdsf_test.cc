@@ -117,6 +117,7 @@ TEST(GdsfModelTest, AgreesAfterEachOfManyCalls) {
           known->parked = call.kind == PolicyCall::Kind::kPark;
           break;
         case PolicyCall::Kind::kSetDeadline:
+        case PolicyCall::Kind::kMiss:
           break;
       }
     }
