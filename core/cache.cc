@@ -348,7 +348,7 @@ absl::Status Cache::Resize(size_t capacity_bytes) {
     {
       MutexLock lock(mu_);
       fits = table_->Shrink(capacity_bytes, Now(), &removed);
-      if (!fits && removed.bytes == 0) {
+      if (!fits && removed.empty()) {
         if (!RoomComes()) {
           return absl::ResourceExhaustedError(absl::StrCat("capacity_bytes: ", capacity_bytes,
                                                            " is not enough for what is leased"));

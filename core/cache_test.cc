@@ -473,6 +473,16 @@ TEST_F(FragmentedTest, WhatHasExpiredGoesBeforeAnythingIsEvictedForContiguousRoo
   EXPECT_EQ(counters().expirations, 1);
 }
 
+TEST_F(CacheTest, AResizeThatIsRefusedRemovesWhatHangsBelowAnExpiredBlock) {
+  MustPut(1, std::nullopt, absl::Minutes(1));
+  const ReadLease parent = *cache_->Get(kNs, Key(1));
+  const WriteLease child = MustReserve(2, 1, 1);
+  clock_.Advance(absl::Minutes(1));
+  EXPECT_EQ(cache_->Resize(kBlock).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(counters().expirations, 1);
+  EXPECT_EQ(counters().failed_writes, 1);
+}
+
 TEST_F(CacheTest, ResizeEvictsOrRefuses) {
   for (int i = 1; i <= 4; ++i) MustPut(i);
   std::vector<ReadLease> leases(2);
