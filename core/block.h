@@ -27,6 +27,9 @@ inline absl::Time ToTime(Nanos nanos) {
 inline Nanos LengthOf(absl::Duration duration) {
   return duration == absl::InfiniteDuration() ? kNever : absl::ToInt64Nanoseconds(duration);
 }
+inline absl::Duration ToDuration(Nanos length) {
+  return length == kNever ? absl::InfiniteDuration() : absl::Nanoseconds(length);
+}
 // kNever where the sum would be later than that.
 inline Nanos After(Nanos now, Nanos length) {
   Nanos sum;
@@ -41,13 +44,14 @@ inline double SecondsOf(absl::Duration duration) {
 // and committed when that has succeeded.
 struct BlockWrite {
   Nanos ttl = kNever;
+  Nanos keep_priority_for = kNever;  // for the policy
   PartSet claimed;
   PartSet committed;
   PartSet failed;  // their copies did, and no commit has claimed them again
   uint32_t committed_parts = 0;
   uint32_t copies = 0;        // under way into it, and commits that wait for one
   uint32_t chain_blocks = 0;  // for the policy
-  uint16_t priority = 0;      // likewise
+  uint16_t priority = 0;      // for the policy
   bool leased = true;         // the WriteLease has not ended
   bool keep = false;          // ends as a partial block rather than as none
   bool progress = false;      // a part was committed since the block was last partial

@@ -9,7 +9,7 @@ namespace kvcache::internal {
 
 BlockTable::BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks,
                        bool keeps_checksums, EvictionPolicy& policy)
-    : policy_(policy),
+    : policy_(&policy),
       alignment_(alignment),
       max_blocks_(max_blocks),
       keeps_checksums_(keeps_checksums),
@@ -17,7 +17,7 @@ BlockTable::BlockTable(size_t capacity_bytes, size_t alignment, size_t max_block
       limit_(capacity_bytes) {
   index_.SetMaxSlots(max_blocks);
   deadlines_.SetMaxSlots(max_blocks);
-  policy_.SetLimits(max_blocks, capacity_bytes);
+  policy_->SetLimits(max_blocks, capacity_bytes);
 }
 
 NamespaceId BlockTable::AddNamespace(std::string model) {
@@ -27,15 +27,39 @@ NamespaceId BlockTable::AddNamespace(std::string model) {
 
 // --- Finding
 
-EntryInfo BlockTable::InfoOf(const Block& b) const {
-  return {.key_hash = b.key.Hash64(),
-          .bytes = b.bytes,
-          .parent = b.parent,
-          .depth = b.depth,
-          .chain_blocks = WriteOf(b).chain_blocks,
-          .priority = WriteOf(b).priority,
-          .recompute_cost = b.recompute_cost,
-          .deadline = ToTime(b.deadline)};
+EntryInfo BlockTable::InfoOf(const Block& b, Nanos now) const {
+  EntryInfo info = {.key_hash = b.key.Hash64(),
+                    .bytes = b.bytes,
+                    .parent = b.parent,
+                    .depth = b.depth,
+                    .recompute_cost = b.recompute_cost,
+                    .deadline = ToTime(b.deadline),
+                    .now = ToTime(now)};
+  if (b.write == Block::kNone) return info;
+  const BlockWrite& write = WriteOf(b);
+  info.chain_blocks = write.chain_blocks;
+  info.priority = write.priority;
+  info.keep_priority_for = ToDuration(write.keep_priority_for);
+  return info;
+}
+
+// --- Priorities
+
+absl::Status BlockTable::AddPriority(uint16_t priority, std::unique_ptr<EvictionPolicy> policy) {
+  if (HasPriority(priority)) return absl::OkStatus();
+  if (levels_ == nullptr) {
+    levels_ = std::make_unique<PriorityLevels>(*policy_, max_blocks_, capacity_);
+    policy_ = levels_.get();
+  }
+  return levels_->AddLevel(priority, has_normal_, std::move(policy));
+}
+
+void BlockTable::EndPrioritiesThatAreOver(Nanos now) {
+  for (;;) {
+    const Slot slot = levels_->NextOver(ToTime(now));
+    if (slot == kNoSlot) return;
+    levels_->EndPriority(slot, InfoOf(block(slot), now), block(slot).parked);
+  }
 }
 
 // A block that is being written lives no longer than its parent.
@@ -106,25 +130,26 @@ void BlockTable::Unpin(Slot slot, Removed* removed) {
 }
 
 void BlockTable::Touch(absl::Span<const Slot> slots, const Run& run) {
+  if (levels_ != nullptr) EndPriorities(ToNanos(run.now));
   bool all_known = true;
   for (Slot slot : slots) {
     Block& b = block(slot);
     all_known &= b.admitted;
     if (b.parked) b.parked = false;
   }
-  if (all_known) return policy_.Touch(slots, run);
+  if (all_known) return policy_->Touch(slots, run);
   absl::InlinedVector<Slot, kBlocksPerLock> admitted;
   for (Slot slot : slots) {
     if (block(slot).admitted) admitted.push_back(slot);
   }
-  if (!admitted.empty()) policy_.Touch(admitted, run);
+  if (!admitted.empty()) policy_->Touch(admitted, run);
 }
 
 void BlockTable::UnparkIfEvictable(Slot slot) {
   Block& b = block(slot);
   if (!b.parked || !Evictable(b)) return;
   b.parked = false;
-  policy_.Unpark(slot);
+  policy_->Unpark(slot);
 }
 
 // --- The tree
@@ -169,7 +194,7 @@ BlockTable::Room BlockTable::ChooseVictims(
   victims_.clear();
   size_t bytes = 0;
   while (!enough(victims_.size(), bytes)) {
-    const VictimResult victim = policy_.Victim(incoming);
+    const VictimResult victim = policy_->Victim(incoming);
     if (victim.kind != VictimResult::Kind::kSlot) {
       TakeVictimsBack();
       return victim.kind == VictimResult::Kind::kRefuse ? Room::kRefusedByPolicy
@@ -177,9 +202,13 @@ BlockTable::Room BlockTable::ChooseVictims(
     }
     Block& b = block(victim.slot);
     if (!Evictable(b)) {
-      policy_.Park(victim.slot);
+      policy_->Park(victim.slot);
       b.parked = true;
       continue;
+    }
+    if (levels_ != nullptr && levels_->Outranks(victim.slot, incoming)) {
+      TakeVictimsBack();
+      return Room::kRefusedByPolicy;
     }
     index_.Prefetch(mixer_(b.key.bytes));
     victims_.push_back(victim.slot);
@@ -187,7 +216,7 @@ BlockTable::Room BlockTable::ChooseVictims(
     b.chosen = true;
     // The last one is removed next.
     if (!enough(victims_.size(), bytes)) {
-      policy_.Park(victim.slot);
+      policy_->Park(victim.slot);
       b.parked = true;
     }
     if (b.parent != kNoSlot) ChildGone(b.parent);
@@ -200,7 +229,7 @@ void BlockTable::TakeVictimsBack() {
     Block& b = block(*it);
     if (b.parent != kNoSlot) ++block(b.parent).children;
     b.chosen = false;
-    if (b.parked) policy_.Unpark(*it);
+    if (b.parked) policy_->Unpark(*it);
     b.parked = false;
   }
   victims_.clear();
@@ -257,6 +286,7 @@ bool BlockTable::Shrink(size_t capacity, Nanos now, Removed* removed) {
   };
   while (!enough(0, 0) && RemoveExpired(1, now, removed)) {
   }
+  EndPriorities(now);
   if (ChooseVictims({}, enough) != Room::kMade) return false;
   EvictVictims(removed);
   limit_ = capacity;
@@ -265,7 +295,7 @@ bool BlockTable::Shrink(size_t capacity, Nanos now, Removed* removed) {
 
 void BlockTable::SetCapacity(size_t capacity) {
   capacity_ = limit_ = capacity;
-  policy_.SetLimits(max_blocks_, capacity);
+  policy_->SetLimits(max_blocks_, capacity);
 }
 
 void BlockTable::Freed(const Removed& removed) {
@@ -328,6 +358,7 @@ void BlockTable::CountRemoval(const Block& b, RemoveReason reason) {
       break;
     case RemoveReason::kCorrupted:
     case RemoveReason::kAborted:
+    case RemoveReason::kOtherPriority:
       break;
   }
 }
@@ -346,7 +377,7 @@ void BlockTable::Unlink(Slot slot, RemoveReason reason, Removed* removed) {
       ns.usage.blocks_complete -= b.state == Block::State::kComplete;
     }
   }
-  if (b.admitted) policy_.Remove(slot, reason);
+  if (b.admitted) policy_->Remove(slot, reason);
   if (deadlines_.Contains(slot)) deadlines_.Remove(slot);
   UnlinkSibling(slot);
   b.indexed = b.admitted = b.parked = b.chosen = false;

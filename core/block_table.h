@@ -20,6 +20,7 @@
 #include "kvcache/core/eviction_policy.h"
 #include "kvcache/core/extent.h"
 #include "kvcache/core/pin_list.h"
+#include "kvcache/core/priority_levels.h"
 #include "kvcache/core/slot.h"
 #include "kvcache/core/slot_heap.h"
 #include "kvcache/core/slot_index.h"
@@ -101,6 +102,19 @@ class BlockTable {
   bool EvictableButForOnePin(Slot slot) const {
     const Block& b = block(slot);
     return b.visible() && b.children == 0 && pins_.PinsOf(b.pin) == 1;
+  }
+
+  // --- The policy, and priorities
+  EvictionPolicy& policy() { return *policy_; }
+  bool HasPriority(uint16_t priority) const {
+    return priority == 0 || (levels_ != nullptr && levels_->HasLevel(priority));
+  }
+  // From now on blocks may have this priority; `policy` will order them. Errors: those of
+  // PriorityLevels::AddLevel().
+  absl::Status AddPriority(uint16_t priority, std::unique_ptr<EvictionPolicy> policy);
+  // Must come before whatever tells the policy about blocks or asks it.
+  void EndPriorities(Nanos now) {
+    if (levels_ != nullptr) EndPrioritiesThatAreOver(now);
   }
 
   // --- Writing
@@ -202,7 +216,8 @@ class BlockTable {
   Slot FindIndexed(const BlockKey& key) const {
     return index_.Find(mixer_(key.bytes), [&](Slot slot) { return block(slot).key == key; });
   }
-  EntryInfo InfoOf(const Block& b) const;
+  EntryInfo InfoOf(const Block& b, Nanos now) const;
+  void EndPrioritiesThatAreOver(Nanos now);
   BlockWrite& StartWrite(Block& b);
   void EndWrite(Block& b);
   Nanos DeadlineOfParent(const Block& b) const;
@@ -243,7 +258,9 @@ class BlockTable {
   void CountRemoval(const Block& b, RemoveReason reason);
   void GiveUpExtent(Block& b, Removed* removed);
 
-  EvictionPolicy& policy_;
+  EvictionPolicy* policy_;  // levels_, once there are any
+  std::unique_ptr<PriorityLevels> levels_;
+  bool has_normal_ = false;  // a block of priority 0 was put
   const size_t alignment_;
   const size_t max_blocks_;
   const bool keeps_checksums_;

@@ -30,6 +30,8 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
   write.committed_parts = write.copies = 0;
   write.chain_blocks = options.chain_blocks;
   write.priority = options.priority;
+  write.keep_priority_for = LengthOf(options.keep_priority_for);
+  has_normal_ |= options.priority == 0;
   write.leased = true;
   write.keep = write.progress = false;
   if (keeps_checksums_ && b.parts > 1) b.checksums = new uint64_t[b.parts]();
@@ -239,7 +241,8 @@ void BlockTable::MakeVisible(Slot slot, Block::State state, Nanos now, Removed* 
   SetDeadline(slot, std::min(own, DeadlineOfParent(b)));
   ClipDescendants(slot);
   if (!b.admitted) {
-    policy_.Admit(slot, InfoOf(b));
+    EndPriorities(now);
+    policy_->Admit(slot, InfoOf(b, now));
     b.admitted = true;
   }
   if (state == Block::State::kComplete) {
@@ -254,7 +257,7 @@ void BlockTable::SetDeadline(Slot slot, Nanos deadline) {
   b.deadline = deadline;
   if (deadlines_.Contains(slot)) deadlines_.Remove(slot);
   if (deadline != kNever) deadlines_.Push(slot, deadline);
-  if (b.admitted) policy_.SetDeadline(slot, ToTime(deadline));
+  if (b.admitted) policy_->SetDeadline(slot, ToTime(deadline));
 }
 
 void BlockTable::Extend(Slot slot, Nanos deadline) {

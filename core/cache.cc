@@ -78,6 +78,7 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
     : backend_(std::move(backend)),
       policy_(std::move(policy)),
       clock_(*options.clock),
+      slots_(max_blocks),
       default_ttl_(internal::LengthOf(options.default_ttl)),
       table_(std::make_unique<internal::BlockTable>(
           capacity_bytes, backend_->traits().alignment, max_blocks,

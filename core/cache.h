@@ -129,8 +129,9 @@ class Cache {
   //                        refuses the newcomer, or free memory is in pieces
   //   kInvalidArgument     0 bytes or parts; more than 65,535 parts; bytes not a multiple of parts;
   //                        more bytes than the capacity; a partial block of another size; a ttl
-  //                        that is not positive; a negative recompute_cost; an unknown namespace
-  //                        id; a block as its own parent
+  //                        or keep_priority_for that is not positive; a negative recompute_cost;
+  //                        a priority above 100, or a ninth one; an unknown namespace id; a block
+  //                        as its own parent
   absl::StatusOr<WriteLease> Reserve(const BlockKey& key, BlockSize size,
                                      const PutOptions& options = {});
 
@@ -215,6 +216,8 @@ class Cache {
                                            EntryInfo* incoming, bool* room_comes,
                                            internal::Removed* removed)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Must come before a Reserve() with a priority other than 0.
+  absl::Status UsePriority(uint16_t priority);
   absl::StatusOr<Extent> AllocateExtent(size_t bytes, size_t evicted, const EntryInfo& incoming,
                                         NamespaceId ns);
 
@@ -280,6 +283,7 @@ class Cache {
   const std::unique_ptr<StorageBackend> backend_;
   const std::unique_ptr<EvictionPolicy> policy_;
   const Clock& clock_;
+  const size_t slots_;
   const internal::Nanos default_ttl_;
 
   Mutex resize_mu_;  // before mu_: one Resize at a time

@@ -100,10 +100,11 @@ void Cache::MissBackwards(const Chain& chain, size_t begin, size_t end, Nanos no
   if (begin == end) return;
   absl::InlinedVector<uint64_t, kBlocksPerLock> hashes;
   for (size_t i = end; i > begin; --i) hashes.push_back(chain.keys[i - 1].Hash64());
-  policy_->Miss(hashes, {.first_depth = static_cast<uint32_t>(begin),
-                         .chain_blocks = static_cast<uint32_t>(chain.keys.size()),
-                         .now = internal::ToTime(now),
-                         .continues = end < chain.keys.size()});
+  table_->EndPriorities(now);
+  table_->policy().Miss(hashes, {.first_depth = static_cast<uint32_t>(begin),
+                                 .chain_blocks = static_cast<uint32_t>(chain.keys.size()),
+                                 .now = internal::ToTime(now),
+                                 .continues = end < chain.keys.size()});
 }
 
 // --- Match

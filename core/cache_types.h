@@ -53,6 +53,7 @@ struct Chain {
 };
 
 inline constexpr uint32_t kMostParts = 65535;
+inline constexpr uint16_t kHighestPriority = 100;
 
 // A block has 1 to kMostParts parts of equal size.
 struct BlockSize {
@@ -69,9 +70,15 @@ struct PutOptions {
   std::optional<absl::Duration> ttl = std::nullopt;
   // Compute that a hit saves; 0: unknown.
   absl::Duration recompute_cost = absl::ZeroDuration();
-  // Hints for policies: blocks of the whole prompt (0: unknown) and importance.
+  // Blocks of the whole prompt, for policies; 0: unknown.
   uint32_t chain_blocks = 0;
+  // From 0, which is normal, to 100: under every policy, blocks of a higher priority outlive those
+  // of a lower one, and are not evicted for them. A cache may be given up to 8 different
+  // priorities, 0 included; the bookkeeping of each takes what the policy takes.
   uint16_t priority = 0;
+  // Positive. After this, from the commit on, the priority of the block is 0; it stays visible
+  // until its ttl ends.
+  absl::Duration keep_priority_for = absl::InfiniteDuration();
 };
 
 enum class LookupResult {

@@ -1,5 +1,6 @@
 // Cache: from Reserve() to Commit().
 #include <functional>
+#include <new>
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
@@ -38,6 +39,15 @@ absl::Status CheckPut(const BlockKey& key, BlockSize size, const PutOptions& opt
   if (options.recompute_cost < absl::ZeroDuration()) {
     return absl::InvalidArgumentError(absl::StrCat(
         "options.recompute_cost: ", absl::FormatDuration(options.recompute_cost), " is negative"));
+  }
+  if (options.priority > kHighestPriority) {
+    return absl::InvalidArgumentError(absl::StrCat("options.priority: ", options.priority,
+                                                   ", expected from 0 to ", kHighestPriority));
+  }
+  if (options.keep_priority_for <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("options.keep_priority_for: ", absl::FormatDuration(options.keep_priority_for),
+                     ", expected more than 0"));
   }
   if (options.parent == key) {
     return absl::InvalidArgumentError("options.parent: the block itself");
@@ -78,7 +88,9 @@ ReadLease Cache::PinForReplacement(const BlockKey& key, std::vector<bool>* commi
 
 absl::StatusOr<WriteLease> Cache::ReserveBlock(const BlockKey& key, BlockSize size,
                                                const PutOptions& options, ReserveMode mode) {
-  if (absl::Status status = CheckPut(key, size, options); !status.ok()) return status;
+  absl::Status status = CheckPut(key, size, options);
+  if (status.ok() && options.priority != 0) status = UsePriority(options.priority);
+  if (!status.ok()) return status;
   for (;;) {
     Removed removed;
     EntryInfo incoming;
@@ -102,6 +114,23 @@ absl::StatusOr<WriteLease> Cache::ReserveBlock(const BlockKey& key, BlockSize si
   }
 }
 
+// A policy takes its memory without the lock.
+absl::Status Cache::UsePriority(uint16_t priority) {
+  {
+    MutexLock lock(mu_);
+    if (table_->HasPriority(priority)) return absl::OkStatus();
+  }
+  try {
+    std::unique_ptr<EvictionPolicy> policy = policy_->CreateEmpty();
+    policy->SetLimits(slots_, backend_->traits().capacity_bytes);  // those of now come later
+    MutexLock lock(mu_);
+    return table_->AddPriority(priority, std::move(policy));
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("options.priority: there is no memory for the bookkeeping of ", priority));
+  }
+}
+
 absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize size,
                                                 const PutOptions& options, ReserveMode mode,
                                                 EntryInfo* incoming, bool* room_comes,
@@ -116,6 +145,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                                                    table_->capacity()));
   }
   const Nanos now = Now();
+  table_->EndPriorities(now);
   const Nanos ttl = options.ttl.has_value() ? internal::LengthOf(*options.ttl) : default_ttl_;
   const bool replacement = mode == ReserveMode::kReplacement;
   const Slot found = replacement ? kNoSlot : table_->FindOrRemove(key, now, removed);
@@ -153,8 +183,10 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                .depth = parent == kNoSlot ? 0 : table_->block(parent).depth + 1,
                .chain_blocks = options.chain_blocks,
                .priority = options.priority,
+               .keep_priority_for = options.keep_priority_for,
                .recompute_cost = internal::SecondsOf(options.recompute_cost),
-               .deadline = internal::ToTime(internal::After(now, ttl))};
+               .deadline = internal::ToTime(internal::After(now, ttl)),
+               .now = internal::ToTime(now)};
   switch (table_->MakeRoom(size.bytes, parent, *incoming, removed)) {
     case BlockTable::Room::kMade:
       break;
@@ -166,9 +198,9 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                        table_->capacity(), ", what is not free is leased or has children"));
     case BlockTable::Room::kRefusedByPolicy:
       ++table_->counters(options.ns).rejected_by_policy;
-      policy_->Bypassed({incoming->key_hash}, {.first_depth = incoming->depth,
-                                               .chain_blocks = incoming->chain_blocks,
-                                               .now = internal::ToTime(now)});
+      table_->policy().Bypassed({incoming->key_hash}, {.first_depth = incoming->depth,
+                                                       .chain_blocks = incoming->chain_blocks,
+                                                       .now = internal::ToTime(now)});
       return absl::ResourceExhaustedError(
           absl::StrCat("the policy ", policy_->name(), " refuses the block"));
   }
@@ -203,6 +235,7 @@ absl::StatusOr<Extent> Cache::AllocateExtent(size_t bytes, size_t evicted,
     {
       MutexLock lock(mu_);
       const Nanos now = Now();
+      table_->EndPriorities(now);
       if (table_->HasExpired(now)) {
         table_->RemoveExpired(1, now, &removed);
       } else {

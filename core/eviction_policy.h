@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "absl/time/time.h"
 #include "absl/types/span.h"
@@ -18,9 +19,11 @@ struct EntryInfo {
   Slot parent = kNoSlot;      // the block before this one in its prompt, kNoSlot for the first
   uint32_t depth = 0;         // blocks before this one in its prompt
   uint32_t chain_blocks = 0;  // blocks of the prompt it was put for; 0: unknown
-  uint16_t priority = 0;
+  uint16_t priority = 0;      // from 0 to 100; a policy sees blocks of one priority only
+  absl::Duration keep_priority_for = absl::InfiniteDuration();
   double recompute_cost = 0;  // seconds of compute that a hit saves; 0: unknown
   absl::Time deadline = absl::InfiniteFuture();
+  absl::Time now = absl::UnixEpoch();
 };
 
 // Which piece of which request a call is about.
@@ -31,7 +34,15 @@ struct Run {
   bool continues = false;  // the same request as the call before
 };
 
-enum class RemoveReason : uint8_t { kEvicted, kErased, kExpired, kReplaced, kAborted, kCorrupted };
+enum class RemoveReason : uint8_t {
+  kEvicted,
+  kErased,
+  kExpired,
+  kReplaced,
+  kAborted,
+  kCorrupted,
+  kOtherPriority,  // it stays in the cache, with a priority that another policy cares for
+};
 
 struct VictimResult {
   enum class Kind { kSlot, kRefuse, kNone };
@@ -58,6 +69,10 @@ class EvictionPolicy {
   virtual ~EvictionPolicy() = default;
 
   virtual const char* name() const = 0;
+
+  // A policy of the same kind and with the same settings that knows no slots and has no limits: the
+  // cache uses one for each priority. May be called by several threads at any time.
+  virtual std::unique_ptr<EvictionPolicy> CreateEmpty() const = 0;
 
   // Called before anything else and again when the capacity changes. Slots are < max_slots, which
   // never shrinks.

@@ -17,6 +17,9 @@ class NamedPolicy final : public EvictionPolicy {
  public:
   explicit NamedPolicy(std::string name) : name_(std::move(name)) {}
   const char* name() const override { return name_.c_str(); }
+  std::unique_ptr<EvictionPolicy> CreateEmpty() const override {
+    return std::make_unique<NamedPolicy>(name_);
+  }
   void SetLimits(size_t, size_t) override {}
   void Admit(Slot, const EntryInfo&) override {}
   void Touch(absl::Span<const Slot>, const Run&) override {}

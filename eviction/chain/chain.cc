@@ -22,7 +22,7 @@ using chain::Place;
 // blocks, and what was learned counts half after so many requests and so many times the blocks that
 // are there.
 constexpr uint64_t kRefreshRequests = 32;
-constexpr uint64_t kRefreshBlocks = 512;
+constexpr uint64_t kRefreshBlocks = 1024;
 constexpr uint64_t kFadeRequests = 2048;
 constexpr uint64_t kFadeTurnovers = 4;
 constexpr size_t kGhostsPerBlock = 12;
@@ -35,6 +35,7 @@ uint32_t Fold(uint64_t hash) { return static_cast<uint32_t>(hash >> 32 ^ hash); 
 class ChainPolicy final : public EvictionPolicy {
  public:
   const char* name() const override { return "chain"; }
+  std::unique_ptr<EvictionPolicy> CreateEmpty() const override { return CreateChainPolicy(); }
 
   void SetLimits(size_t max_slots, size_t /*capacity_bytes*/) override {
     nodes_.resize(std::max(nodes_.size(), max_slots));

@@ -23,6 +23,7 @@ struct Use {
 class LfuPolicy final : public RankedPolicy<Use> {
  public:
   const char* name() const override { return "lfu"; }
+  std::unique_ptr<EvictionPolicy> CreateEmpty() const override { return CreateLfuPolicy(); }
 };
 
 }  // namespace

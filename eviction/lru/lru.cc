@@ -18,6 +18,7 @@ namespace {
 class LruPolicy final : public EvictionPolicy {
  public:
   const char* name() const override { return "lru"; }
+  std::unique_ptr<EvictionPolicy> CreateEmpty() const override { return CreateLruPolicy(); }
 
   void SetLimits(size_t max_slots, size_t /*capacity_bytes*/) override {
     nodes_.resize(std::max(nodes_.size(), max_slots));

@@ -25,6 +25,7 @@ struct Expiry {
 class TtlPolicy final : public RankedPolicy<Expiry> {
  public:
   const char* name() const override { return "ttl"; }
+  std::unique_ptr<EvictionPolicy> CreateEmpty() const override { return CreateTtlPolicy(); }
 };
 
 }  // namespace

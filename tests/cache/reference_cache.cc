@@ -44,13 +44,29 @@ ReferenceCache::Handle ReferenceCache::Find(const BlockKey& key) const {
   return found == resident_.end() ? nullptr : found->second;
 }
 
-void ReferenceCache::RemoveExpired() {
+void ReferenceCache::CatchUp() {
   const absl::Time now = options_.clock->Now();
   std::vector<Handle> expired;
   for (const auto& [key, block] : resident_) {
     if (DeadlineOf(block) <= now) expired.push_back(block);
   }
   for (const Handle& block : expired) Remove(block, Why::kExpired);
+
+  // What loses its priority is as if it had just been put.
+  std::vector<Handle> ended;
+  for (const auto& [key, block] : resident_) {
+    if (block->was_visible && block->priority > 0 && block->priority_end <= now) {
+      ended.push_back(block);
+    }
+  }
+  std::sort(ended.begin(), ended.end(), [](const Handle& a, const Handle& b) {
+    return std::tie(a->priority_end, a->admitted) < std::tie(b->priority_end, b->admitted);
+  });
+  for (const Handle& block : ended) {
+    block->priority = 0;
+    block->uses = 0;
+    Touch(block);
+  }
 }
 
 void ReferenceCache::Remove(const Handle& block, Why why) {
@@ -105,12 +121,12 @@ std::vector<ReferenceCache::Handle> ReferenceCache::LeadingBlocks(const Chain& c
 }
 
 size_t ReferenceCache::LookupPrefix(const Chain& chain) {
-  RemoveExpired();
+  CatchUp();
   return LeadingBlocks(chain).size();
 }
 
 ReferenceCache::PrefixHit ReferenceCache::Match(const Chain& chain) {
-  RemoveExpired();
+  CatchUp();
   PrefixHit match;
   match.blocks = LeadingBlocks(chain);
   const size_t hits = match.blocks.size();
@@ -147,7 +163,7 @@ ReferenceCache::PrefixHit ReferenceCache::Match(const Chain& chain) {
 
 std::vector<absl::StatusOr<ReferenceCache::Handle>> ReferenceCache::GetMany(
     NamespaceId ns, absl::Span<const Wanted> wanted) {
-  RemoveExpired();
+  CatchUp();
   CacheCounters& count = counters(ns);
   std::vector<absl::StatusOr<Handle>> results;
   for (const Wanted& want : wanted) {
@@ -190,6 +206,7 @@ std::vector<absl::StatusOr<ReferenceCache::Handle>> ReferenceCache::GetMany(
 // --- Room
 
 bool ReferenceCache::GoesBefore(const ReferenceBlock& a, const ReferenceBlock& b) const {
+  if (a.priority != b.priority) return a.priority < b.priority;
   switch (options_.order) {
     case Order::kLru:
       return a.last_use < b.last_use;
@@ -216,19 +233,21 @@ ReferenceCache::Handle ReferenceCache::FirstVictim(const Handle& spared,
   return first;
 }
 
-bool ReferenceCache::MakeRoom(size_t bytes, size_t blocks, size_t capacity, const Handle& spared) {
+ReferenceCache::Room ReferenceCache::MakeRoom(size_t bytes, size_t blocks, size_t capacity,
+                                              const Handle& spared, uint16_t priority) {
   std::vector<Handle> victims;
   size_t bytes_left = BytesInUse();
   size_t blocks_left = resident_.size() + detached_.size();
   while (bytes_left + bytes > capacity || blocks_left + blocks > options_.max_blocks) {
     const Handle victim = FirstVictim(spared, victims);
-    if (victim == nullptr) return false;
+    if (victim == nullptr) return Room::kNone;
+    if (victim->priority > priority) return Room::kRefused;
     victims.push_back(victim);
     bytes_left -= Charge(*victim);
     --blocks_left;
   }
   for (const Handle& victim : victims) Remove(victim, Why::kEvicted);
-  return true;
+  return Room::kMade;
 }
 
 // --- Writing
@@ -236,11 +255,12 @@ bool ReferenceCache::MakeRoom(size_t bytes, size_t blocks, size_t capacity, cons
 absl::StatusOr<ReferenceCache::Handle> ReferenceCache::Reserve(const BlockKey& key, BlockSize size,
                                                                const PutOptions& options,
                                                                bool resume) {
-  RemoveExpired();
+  CatchUp();
   if (size.bytes == 0 || size.parts == 0 || size.parts > kMostParts ||
       size.bytes % size.parts != 0 ||
       options.ttl.value_or(options_.default_ttl) <= absl::Duration() ||
       options.recompute_cost < absl::Duration() || options.parent == key ||
+      options.priority > kHighestPriority || options.keep_priority_for <= absl::Duration() ||
       static_cast<size_t>(options.ns) >= counters_.size()) {
     return absl::InvalidArgumentError("");
   }
@@ -250,6 +270,8 @@ absl::StatusOr<ReferenceCache::Handle> ReferenceCache::Reserve(const BlockKey& k
   block->size = size;
   block->ttl = options.ttl.value_or(options_.default_ttl);
   block->recompute_cost = options.recompute_cost;
+  block->priority = options.priority;
+  block->keep_priority_for = options.keep_priority_for;
   block->committed.resize(size.parts);
   block->failed.resize(size.parts);
   CacheCounters& count = counters(options.ns);
@@ -280,8 +302,10 @@ absl::StatusOr<ReferenceCache::Handle> ReferenceCache::Reserve(const BlockKey& k
       return absl::FailedPreconditionError("");
     }
   }
-  if (!MakeRoom(Charge(*block), 1, options_.capacity_bytes, block->parent)) {
-    ++count.rejected_pinned;
+  const Room room =
+      MakeRoom(Charge(*block), 1, options_.capacity_bytes, block->parent, options.priority);
+  if (room != Room::kMade) {
+    ++(room == Room::kRefused ? count.rejected_by_policy : count.rejected_pinned);
     return absl::ResourceExhaustedError("");
   }
   resident_[key.bytes] = block;
@@ -302,6 +326,8 @@ void ReferenceCache::MakeVisible(const Handle& block, State state) {
   if (!block->was_visible) {
     block->was_visible = true;
     Touch(block);
+    block->admitted = block->last_use;
+    block->priority_end = options_.clock->Now() + block->keep_priority_for;
   }
   if (state == State::kComplete) ++counters(block->ns).blocks_written;
 }
@@ -318,7 +344,7 @@ void ReferenceCache::EndWrite(const Handle& block) {
 }
 
 absl::Status ReferenceCache::CommitPart(const Handle& block, uint32_t part, bool succeeds) {
-  RemoveExpired();
+  CatchUp();
   if (part >= block->size.parts) return absl::InvalidArgumentError("");
   if (block->state == State::kGone) return absl::AbortedError("");
   if (block->committed[part]) return absl::FailedPreconditionError("");
@@ -337,7 +363,7 @@ absl::Status ReferenceCache::CommitPart(const Handle& block, uint32_t part, bool
 }
 
 absl::Status ReferenceCache::Commit(const Handle& block) {
-  RemoveExpired();
+  CatchUp();
   const bool gone = block->state == State::kGone;
   bool failed = false;
   for (uint32_t part = 0; part < block->size.parts && !gone; ++part) {
@@ -350,7 +376,7 @@ absl::Status ReferenceCache::Commit(const Handle& block) {
 }
 
 absl::Status ReferenceCache::Suspend(const Handle& block) {
-  RemoveExpired();
+  CatchUp();
   const bool gone = block->state == State::kGone;
   if (block->state == State::kWriting) {
     block->suspended = true;
@@ -361,7 +387,7 @@ absl::Status ReferenceCache::Suspend(const Handle& block) {
 }
 
 void ReferenceCache::Abort(const Handle& block) {
-  RemoveExpired();
+  CatchUp();
   if (block->state == State::kWriting) {
     if (block->suspended) ++counters(block->ns).failed_writes;
     EndWrite(block);
@@ -372,14 +398,14 @@ void ReferenceCache::Abort(const Handle& block) {
 // --- Removing and upkeep
 
 bool ReferenceCache::Erase(const BlockKey& key) {
-  RemoveExpired();
+  CatchUp();
   const Handle block = Find(key);
   if (block != nullptr) Remove(block, Why::kErased);
   return block != nullptr;
 }
 
 size_t ReferenceCache::EraseNamespace(NamespaceId ns) {
-  RemoveExpired();
+  CatchUp();
   std::vector<Handle> erased;
   for (const auto& [key, block] : resident_) {
     if (block->ns == ns) erased.push_back(block);
@@ -389,7 +415,7 @@ size_t ReferenceCache::EraseNamespace(NamespaceId ns) {
 }
 
 absl::StatusOr<size_t> ReferenceCache::Extend(const Chain& chain, absl::Duration ttl) {
-  RemoveExpired();
+  CatchUp();
   if (ttl <= absl::ZeroDuration()) return absl::InvalidArgumentError("");
   const std::vector<Handle> blocks = LeadingBlocks(chain);
   for (const Handle& block : blocks) {
@@ -400,17 +426,19 @@ absl::StatusOr<size_t> ReferenceCache::Extend(const Chain& chain, absl::Duration
 }
 
 absl::Status ReferenceCache::Resize(size_t capacity_bytes) {
-  RemoveExpired();
+  CatchUp();
   if (capacity_bytes < options_.alignment || capacity_bytes > options_.backend_capacity_bytes) {
     return absl::InvalidArgumentError("");
   }
-  if (!MakeRoom(0, 0, capacity_bytes, nullptr)) return absl::ResourceExhaustedError("");
+  if (MakeRoom(0, 0, capacity_bytes, nullptr, kHighestPriority) != Room::kMade) {
+    return absl::ResourceExhaustedError("");
+  }
   options_.capacity_bytes = capacity_bytes;
   return absl::OkStatus();
 }
 
 CacheStats ReferenceCache::stats() {
-  RemoveExpired();
+  CatchUp();
   CacheStats stats;
   stats.capacity_bytes = options_.capacity_bytes;
   stats.max_blocks = options_.max_blocks;

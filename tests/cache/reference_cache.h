@@ -32,6 +32,9 @@ struct ReferenceBlock {
   std::shared_ptr<ReferenceBlock> parent;
   absl::Duration ttl;
   absl::Duration recompute_cost;
+  uint16_t priority = 0;  // 0 once it has ended
+  absl::Duration keep_priority_for;
+  absl::Time priority_end;  // once visible
   State state = State::kWriting;
   std::vector<bool> committed;
   std::vector<bool> failed;  // by the last commit of the part
@@ -42,13 +45,15 @@ struct ReferenceBlock {
   absl::Time deadline = absl::InfiniteFuture();  // once visible
   uint64_t last_use = 0;
   uint64_t uses = 0;
+  uint64_t admitted = 0;  // last_use when it became visible
   size_t pins = 0;
   absl::Time pinned_since;
 };
 
 // The semantics of a Cache over a backend that is never fragmented and copies at once, with exact
 // LRU, LFU or TTL order, written from the contract alone: every question is answered by a scan over
-// all blocks. What has expired is removed at the start of every call, where Cache may do so later.
+// all blocks. What has expired is removed, and priorities end, at the start of every call, where
+// Cache may do so later.
 //
 // A block that is handed out is pinned, as by a lease; Release(), Commit(), Suspend() and Abort()
 // unpin it. Failures are status codes without messages. Not thread-safe.
@@ -113,14 +118,18 @@ class ReferenceCache {
   std::vector<Handle> ChildrenOf(const Handle& block) const;
   absl::Time DeadlineOf(const Handle& block) const;
   Handle Find(const BlockKey& key) const;
-  void RemoveExpired();
+  // With what has happened since the last call.
+  void CatchUp();
   void Remove(const Handle& block, Why why);
   void Pin(const Handle& block);
   void Touch(const Handle& block);
   bool GoesBefore(const ReferenceBlock& a, const ReferenceBlock& b) const;
   Handle FirstVictim(const Handle& spared, absl::Span<const Handle> chosen) const;
-  // Evicts until `bytes` more and `blocks` more fit into `capacity`, or nothing.
-  bool MakeRoom(size_t bytes, size_t blocks, size_t capacity, const Handle& spared);
+  // Evicts until `bytes` more and `blocks` more fit into `capacity`, or nothing; and nothing of a
+  // higher priority.
+  enum class Room { kMade, kNone, kRefused };
+  Room MakeRoom(size_t bytes, size_t blocks, size_t capacity, const Handle& spared,
+                uint16_t priority);
   std::vector<Handle> LeadingBlocks(const Chain& chain) const;
   void MakeVisible(const Handle& block, ReferenceBlock::State state);
   // Takes over from a lease that ended, or from its last commit.

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -30,6 +31,9 @@ class ScanModel final : public EvictionPolicy {
       : goes_before_(std::move(goes_before)) {}
 
   const char* name() const override { return "scan"; }
+  std::unique_ptr<EvictionPolicy> CreateEmpty() const override {
+    return std::make_unique<ScanModel>(goes_before_);
+  }
   void SetLimits(size_t, size_t) override {}
 
   void Admit(Slot slot, const EntryInfo& info) override {
