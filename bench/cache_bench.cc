@@ -18,6 +18,7 @@
 #include "kvcache/core/block_key.h"
 #include "kvcache/core/cache.h"
 #include "kvcache/eviction/arc/arc.h"
+#include "kvcache/eviction/chain/chain.h"
 #include "kvcache/eviction/fifo/fifo.h"
 #include "kvcache/eviction/gdsf/gdsf.h"
 #include "kvcache/eviction/lfu/lfu.h"
@@ -70,6 +71,7 @@ BENCHMARK_CAPTURE(BM_Hit, fifo, &CreateFifoPolicy);
 BENCHMARK_CAPTURE(BM_Hit, arc, &CreateArcPolicy);
 BENCHMARK_CAPTURE(BM_Hit, s3fifo, &CreateS3FifoPolicy);
 BENCHMARK_CAPTURE(BM_Hit, gdsf, &CreateGdsfPolicy);
+BENCHMARK_CAPTURE(BM_Hit, chain, &CreateChainPolicy);
 
 void BM_Miss(benchmark::State& state) {
   const std::vector<BlockKey> keys = RandomKeys(2 << 20);
@@ -87,7 +89,10 @@ void BM_EvictAndPut(benchmark::State& state, PolicyFactory policy) {
   const auto cache = FullCache(absl::MakeSpan(keys).first(keys.size() / 2), policy);
   size_t next = keys.size() / 2;
   for (auto _ : state) {
-    cache->Reserve(keys[next], {64, 1})->Commit().IgnoreError();
+    // A policy may refuse it.
+    if (absl::StatusOr<WriteLease> lease = cache->Reserve(keys[next], {64, 1}); lease.ok()) {
+      lease->Commit().IgnoreError();
+    }
     next = (next + 1) % keys.size();
   }
 }
@@ -98,15 +103,16 @@ BENCHMARK_CAPTURE(BM_EvictAndPut, fifo, &CreateFifoPolicy);
 BENCHMARK_CAPTURE(BM_EvictAndPut, arc, &CreateArcPolicy);
 BENCHMARK_CAPTURE(BM_EvictAndPut, s3fifo, &CreateS3FifoPolicy);
 BENCHMARK_CAPTURE(BM_EvictAndPut, gdsf, &CreateGdsfPolicy);
+BENCHMARK_CAPTURE(BM_EvictAndPut, chain, &CreateChainPolicy);
 
 // Match and release of a chain of `range` blocks, one of many in a cache of 1 M blocks.
-void BM_Match(benchmark::State& state) {
+void BM_Match(benchmark::State& state, PolicyFactory policy) {
   const size_t blocks = state.range(0);
   const std::vector<BlockKey> keys = RandomKeys(1 << 20);
   auto backend = CreateAccountingBackend({.capacity_bytes = keys.size() * 64});
   CacheOptions options;
   options.max_blocks = keys.size();
-  auto cache = *Cache::Create(options, *std::move(backend), CreateLruPolicy());
+  auto cache = *Cache::Create(options, *std::move(backend), policy());
   for (size_t i = 0; i < keys.size(); ++i) {
     PutOptions put;
     if (i % blocks > 0) put.parent = keys[i - 1];
@@ -123,7 +129,8 @@ void BM_Match(benchmark::State& state) {
   state.counters["per_block"] = benchmark::Counter(
       state.iterations() * blocks, benchmark::Counter::kIsRate | benchmark::Counter::kInvert);
 }
-BENCHMARK(BM_Match)->Arg(1)->Arg(16)->Arg(64)->Arg(256)->Arg(1024);
+BENCHMARK_CAPTURE(BM_Match, lru, &CreateLruPolicy)->Arg(1)->Arg(16)->Arg(64)->Arg(256)->Arg(1024);
+BENCHMARK_CAPTURE(BM_Match, chain, &CreateChainPolicy)->Arg(16)->Arg(64)->Arg(256);
 
 void BM_LookupPrefix(benchmark::State& state) {
   const std::vector<BlockKey> keys = RandomKeys(1 << 16);

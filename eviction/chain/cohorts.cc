@@ -16,7 +16,9 @@ size_t MostGhosts(size_t max_slots) { return 4 * max_slots + 8 * std::min(max_sl
 }  // namespace
 
 Cohorts::Cohorts(ReuseOdds& odds) : odds_(odds), cells_(kKinds * kBuckets) {
+  due_.fill(kNever);
   open_.fill(kNone);
+  newest_of_.fill(kNone);
   cells_by_value_.SetMaxSlots(cells_.size());
 }
 
@@ -33,8 +35,9 @@ void Cohorts::SetMaxSlots(size_t max_slots) {
 
   max_ghosts_ = MostGhosts(max_slots);
   const auto for_each_ghost = [this](auto visit) {
-    for (const Bucket& bucket : buckets_) {
-      for (Id id = bucket.oldest; id != kNone; id = cohorts_[id].next) {
+    for (const Stretch& bucket : buckets_) {
+      for (Id id = bucket.oldest; id != kNone;
+           id = id == bucket.newest ? kNone : cohorts_[id].next) {
         for (unsigned bits = cohorts_[id].ghosts; bits != 0; bits &= bits - 1) {
           const int at = std::countr_zero(bits);
           visit(Spread(cohorts_[id].blocks[at]), id * kCohortSize + at);
@@ -50,26 +53,47 @@ void Cohorts::SetMaxSlots(size_t max_slots) {
 // --- Time
 
 void Cohorts::Age() {
-  next_due_ = ~uint64_t{0};
+  next_due_ = kNever;
   for (int b = 0; b + 1 < kBuckets; ++b) {
-    const uint64_t end = StartOf(b + 1);
-    while (buckets_[b].oldest != kNone) {
-      const Id id = buckets_[b].oldest;
-      Cohort& c = cohorts_[id];
-      if (now_ - c.born < end) {
-        next_due_ = std::min(next_due_, c.born + end);
-        break;
-      }
-      if (c.next != kNone) __builtin_prefetch(&cohorts_[c.next], 1);
-      const bool listed = c.listed != Listed::kNo;
-      if (listed) LeaveCell(id);
-      RemoveFromBucket(id);
-      ++c.bucket;
-      AppendToBucket(id);
-      if (listed) EnterCell(id);  // the youngest there
-      odds_.CountReached(c.kind.block_class, c.bucket,
-                         std::popcount<unsigned>(c.resident | c.ghosts));
+    if (now_ >= due_[b]) AgeBucket(b);
+    next_due_ = std::min(next_due_, due_[b]);
+  }
+}
+
+void Cohorts::AgeBucket(int bucket) {
+  const uint64_t end = StartOf(bucket + 1);
+  for (;;) {
+    const Id id = buckets_[bucket].oldest;
+    due_[bucket] = id == kNone ? kNever : cohorts_[id].born + end;
+    if (id != kNone && cohorts_[id].next != kNone) {
+      __builtin_prefetch(&cohorts_[cohorts_[id].next], 1);  // the next to be looked at
     }
+    if (now_ < due_[bucket]) return;
+    MoveOn(id);
+    const Cohort& c = cohorts_[id];
+    if (c.bucket + 1 < kBuckets) {
+      due_[c.bucket] = std::min(due_[c.bucket], c.born + StartOf(c.bucket + 1));
+    }
+    odds_.CountReached(c.kind.block_class, c.bucket,
+                       std::popcount<unsigned>(c.resident | c.ghosts));
+  }
+}
+
+// The oldest cohort of a bucket becomes the youngest of the next one, where it is in both lists.
+void Cohorts::MoveOn(Id id) {
+  Cohort& c = cohorts_[id];
+  const uint32_t from = CellOf(c);
+  TakeFirst(&buckets_[c.bucket], id, c.next);
+  if (c.listed == Listed::kReturned) RemoveReturned(cells_[from], id);
+  if (c.listed == Listed::kInList) TakeFirst(&cells_[from].list, id, c.newer);
+  if (c.listed != Listed::kNo) CellChanged(from);
+  ++c.bucket;
+  Append(&buckets_[c.bucket], id);
+  if (c.listed == Listed::kInList) {
+    Append(&cells_[CellOf(c)].list, id);
+    CellChanged(CellOf(c));
+  } else if (c.listed == Listed::kReturned) {
+    EnterCell(id);
   }
 }
 
@@ -177,7 +201,7 @@ void Cohorts::ForgetGhosts(size_t most) {
 void Cohorts::ForgetOldest() {
   const Id id = first_remembered_;
   KVCACHE_CHECK(id != kNone, num_ghosts_, " ghosts in no cohort");
-  first_remembered_ = Younger(id);
+  first_remembered_ = cohorts_[id].next;
   remembered_since_ = first_remembered_ == kNone ? now_ + 1 : cohorts_[first_remembered_].born;
   Cohort& c = cohorts_[id];
   if (open_[IndexOf(c.kind)] == id) open_[IndexOf(c.kind)] = kNone;
@@ -201,8 +225,12 @@ Cohorts::Id Cohorts::New(Kind kind) {
   c.kind = kind;
   c.bucket = c.size = 0;
   c.listed = Listed::kNo;
-  AppendToBucket(id);
-  next_due_ = std::min(next_due_, now_ + StartOf(1));
+  c.next = kNone;
+  c.previous = std::exchange(newest_, id);
+  if (c.previous != kNone) cohorts_[c.previous].next = id;
+  Append(&buckets_[0], id);
+  due_[0] = std::min(due_[0], now_ + StartOf(1));
+  next_due_ = std::min(next_due_, due_[0]);
   open_[IndexOf(kind)] = id;
   if (first_remembered_ == kNone) {
     first_remembered_ = id;
@@ -216,34 +244,31 @@ void Cohorts::FreeIfEmpty(Id id) {
   if ((c.resident | c.ghosts) != 0) return;
   if (open_[IndexOf(c.kind)] == id) open_[IndexOf(c.kind)] = kNone;
   if (first_remembered_ == id) {
-    first_remembered_ = Younger(id);
+    first_remembered_ = c.next;
     remembered_since_ = first_remembered_ == kNone ? now_ + 1 : cohorts_[first_remembered_].born;
   }
-  RemoveFromBucket(id);
+  Drop(&buckets_[c.bucket], id, c.previous, c.next);
+  if (c.previous != kNone) cohorts_[c.previous].next = c.next;
+  (c.next == kNone ? newest_ : cohorts_[c.next].previous) = c.previous;
   c.next = std::exchange(spare_, id);
 }
 
-Cohorts::Id Cohorts::Younger(Id id) const {
-  if (cohorts_[id].next != kNone) return cohorts_[id].next;
-  for (int b = cohorts_[id].bucket - 1; b >= 0; --b) {
-    if (buckets_[b].oldest != kNone) return buckets_[b].oldest;
-  }
-  return kNone;
+// Of a stretch of a list: takes its first cohort out of the stretch, adds one that follows its
+// last, and takes any one out.
+
+void Cohorts::TakeFirst(Stretch* stretch, Id id, Id next) {
+  stretch->oldest = stretch->newest == id ? kNone : next;
+  if (stretch->oldest == kNone) stretch->newest = kNone;
 }
 
-void Cohorts::AppendToBucket(Id id) {
-  Cohort& c = cohorts_[id];
-  Bucket& bucket = buckets_[c.bucket];
-  c.next = kNone;
-  c.previous = std::exchange(bucket.newest, id);
-  (c.previous == kNone ? bucket.oldest : cohorts_[c.previous].next) = id;
+void Cohorts::Append(Stretch* stretch, Id id) {
+  stretch->newest = id;
+  if (stretch->oldest == kNone) stretch->oldest = id;
 }
 
-void Cohorts::RemoveFromBucket(Id id) {
-  const Cohort& c = cohorts_[id];
-  Bucket& bucket = buckets_[c.bucket];
-  (c.previous == kNone ? bucket.oldest : cohorts_[c.previous].next) = c.next;
-  (c.next == kNone ? bucket.newest : cohorts_[c.next].previous) = c.previous;
+void Cohorts::Drop(Stretch* stretch, Id id, Id previous, Id next) {
+  if (stretch->oldest == id) return TakeFirst(stretch, id, next);
+  if (stretch->newest == id) stretch->newest = previous;
 }
 
 // --- The order
@@ -268,9 +293,10 @@ Place Cohorts::First() const {
 }
 
 Cohorts::Id Cohorts::OldestOf(const Cell& cell) const {
-  if (cell.oldest == kNone) return cell.returned;
-  if (cell.returned == kNone) return cell.oldest;
-  return cohorts_[cell.oldest].born < cohorts_[cell.returned].born ? cell.oldest : cell.returned;
+  const Id listed = cell.list.oldest;
+  if (listed == kNone) return cell.returned;
+  if (cell.returned == kNone) return listed;
+  return cohorts_[listed].born < cohorts_[cell.returned].born ? listed : cell.returned;
 }
 
 void Cohorts::Reorder() {
@@ -287,7 +313,7 @@ Cohorts::CellRank Cohorts::RankOf(uint32_t cell) const {
 }
 
 void Cohorts::CellChanged(uint32_t cell) {
-  const bool empty = cells_[cell].oldest == kNone && cells_[cell].returned == kNone;
+  const bool empty = cells_[cell].list.oldest == kNone && cells_[cell].returned == kNone;
   if (empty != cells_by_value_.Contains(cell)) return;
   if (empty) {
     cells_by_value_.Remove(cell);
@@ -296,14 +322,19 @@ void Cohorts::CellChanged(uint32_t cell) {
   }
 }
 
+// Into the list of its kind, if it is clear where it belongs there.
 void Cohorts::EnterCell(Id id) {
   Cohort& c = cohorts_[id];
   Cell& cell = cells_[CellOf(c)];
-  if (cell.newest == kNone || cohorts_[cell.newest].born < c.born) {
+  Id& newest = newest_of_[IndexOf(c.kind)];
+  const Id before = cell.list.newest != kNone ? cell.list.newest : newest;
+  if (before == kNone || cohorts_[before].born < c.born) {
     c.listed = Listed::kInList;
-    c.newer = kNone;
-    c.older = std::exchange(cell.newest, id);
-    (c.older == kNone ? cell.oldest : cohorts_[c.older].newer) = id;
+    c.older = before;
+    c.newer = before == kNone ? kNone : cohorts_[before].newer;
+    if (before != kNone) cohorts_[before].newer = id;
+    (c.newer == kNone ? newest : cohorts_[c.newer].older) = id;
+    Append(&cell.list, id);
   } else {
     PushReturned(cell, id);
   }
@@ -316,8 +347,9 @@ void Cohorts::LeaveCell(Id id) {
   if (c.listed == Listed::kReturned) {
     RemoveReturned(cell, id);
   } else {
-    (c.older == kNone ? cell.oldest : cohorts_[c.older].newer) = c.newer;
-    (c.newer == kNone ? cell.newest : cohorts_[c.newer].older) = c.older;
+    Drop(&cell.list, id, c.older, c.newer);
+    if (c.older != kNone) cohorts_[c.older].newer = c.newer;
+    (c.newer == kNone ? newest_of_[IndexOf(c.kind)] : cohorts_[c.newer].older) = c.older;
   }
   c.listed = Listed::kNo;
   CellChanged(CellOf(c));

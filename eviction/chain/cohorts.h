@@ -106,6 +106,7 @@ class Cohorts {
  private:
   using Id = uint32_t;
   static constexpr Id kNone = 0xffffffff;
+  static constexpr uint64_t kNever = ~uint64_t{0};
 
   // Of a cohort with shown blocks: in the list of its cell, or beside it, waiting to return.
   enum class Listed : uint8_t { kNo, kInList, kReturned };
@@ -121,17 +122,21 @@ class Cohorts {
     uint8_t bucket : 6;
     Listed listed : 2;
     uint8_t size;       // places that were given out
-    Id older, newer;    // in its cell's list; of a returned one: its siblings
+    Id older, newer;    // listed cohorts of the kind, by age; of a returned one: its siblings
     Id child;           // of a returned one
-    Id previous, next;  // all of a bucket, by age; spare ones through `next`
+    Id previous, next;  // all cohorts, by age; spare ones through `next`
     // The slots of residents, the hashes of ghosts.
     std::array<uint32_t, kCohortSize> blocks;
     std::array<uint8_t, kCohortSize> uses;
   };
   static_assert(sizeof(Cohort) == 120);
 
-  struct Cell {
+  // A part of a list by age, from one cohort to another.
+  struct Stretch {
     Id oldest = kNone, newest = kNone;
+  };
+  struct Cell {
+    Stretch list;  // of the kind's
     // Cohorts that were hidden and have come back: a pairing heap by age, so that nobody has to
     // look for their place in the list.
     Id returned = kNone;
@@ -143,10 +148,6 @@ class Cohorts {
       return a.value != b.value ? a.value < b.value : a.cell < b.cell;
     }
   };
-  struct Bucket {
-    Id oldest = kNone, newest = kNone;
-  };
-
   static constexpr int kKinds = BlockClass::kCount * kWorths;
 
   static uint16_t BitOf(Place place) { return uint16_t{1} << place % kCohortSize; }
@@ -156,16 +157,18 @@ class Cohorts {
   static uint32_t CellOf(const Cohort& c) { return CellOf(c.kind, c.bucket); }
 
   Place Add(Kind kind, uint32_t block, uint8_t uses, uint64_t together);
+  // Moves on what is due.
   void Age();
+  void AgeBucket(int bucket);
   Id New(Kind kind);
   void FreeIfEmpty(Id id);
-  // The next one to be born after it.
-  Id Younger(Id id) const;
   void ForgetOldest();
   void EraseGhost(Place place);
 
-  void AppendToBucket(Id id);
-  void RemoveFromBucket(Id id);
+  void MoveOn(Id id);
+  static void TakeFirst(Stretch* stretch, Id id, Id next);
+  static void Append(Stretch* stretch, Id id);
+  static void Drop(Stretch* stretch, Id id, Id previous, Id next);
 
   void EnterCell(Id id);
   void LeaveCell(Id id);
@@ -181,15 +184,19 @@ class Cohorts {
 
   ReuseOdds& odds_;
   uint64_t now_ = 0;
-  uint64_t next_due_ = 0;
+  // When the oldest cohort of each bucket moves on to the next, or before that; and the first.
+  std::array<uint64_t, kBuckets> due_;
+  uint64_t next_due_ = kNever;
 
   size_t max_cohorts_ = 0;
   size_t used_cohorts_ = 0;            // ever
   std::unique_ptr<Cohort[]> cohorts_;  // memory that was not used yet is not touched
   Id spare_ = kNone;
-  std::array<Bucket, kBuckets> buckets_;
-  std::array<Id, kKinds> open_;  // where the next block of a kind goes
+  Id newest_ = kNone;
+  std::array<Stretch, kBuckets> buckets_;  // of the list of all
+  std::array<Id, kKinds> open_;            // where the next block of a kind goes
 
+  std::array<Id, kKinds> newest_of_;  // listed ones of a kind
   std::vector<Cell> cells_;
   SlotHeap<CellRank> cells_by_value_;  // those with shown blocks
 

@@ -1,16 +1,25 @@
 #include "kvcache/eviction/chain/reuse_odds.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace kvcache::chain {
 namespace {
 
 // Chosen on one trace of conversations, where none of them matters much: twice or half of each
 // changes no hit ratio by more than 0.002.
-constexpr float kPriorOdds = 0.03f;     // before anything is known
-constexpr float kPriorPrompts = 1;      // what that weighs, in prompts
-constexpr float kLevelPrompts = 1000;   // what the level of a class weighs
-constexpr float kShortGap = 32.0f / 3;  // in prompts; each further edge is 4 times that
+constexpr float kPriorPerDoubling = 0.06f;  // odds of a reuse, before anything is known
+constexpr float kPriorPrompts = 1;          // what that weighs, in prompts
+constexpr float kLevelPrompts = 1000;       // what the level of a class weighs
+constexpr float kShortGap = 32.0f / 3;      // in prompts; each further edge is 4 times that
+
+float PriorOdds(int bucket) {
+  constexpr float kDoublingsBelow16 = 4;
+  if (bucket == 0) return kPriorPerDoubling * kDoublingsBelow16;
+  const float growth =
+      static_cast<float>(StartOf(bucket + 1)) / static_cast<float>(StartOf(bucket));
+  return kPriorPerDoubling * std::log2(growth);
+}
 
 // The edges of `uses`, from 1 on.
 int UseLevelOf(uint32_t uses) {
@@ -72,7 +81,7 @@ void ReuseOdds::Refresh(float mean_blocks) {
   const float level_prior = kLevelPrompts * mean_blocks;
   std::array<Odds, BlockClass::kLevels> level_odds;
   for (int b = 0; b < kBuckets; ++b) {
-    const float odds = (all_reuses[b] + prior * kPriorOdds) / (all_lives[b] + prior);
+    const float odds = (all_reuses[b] + prior * PriorOdds(b)) / (all_lives[b] + prior);
     for (int level = 0; level < BlockClass::kLevels; ++level) {
       level_odds[level][b] =
           (level_reuses[level][b] + prior * odds) / (level_lives[level][b] + prior);
