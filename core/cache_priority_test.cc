@@ -15,9 +15,13 @@
 #include "kvcache/core/cache_types.h"
 #include "kvcache/core/eviction_policy.h"
 #include "kvcache/core/manual_clock.h"
+#include "kvcache/eviction/arc/arc.h"
 #include "kvcache/eviction/chain/chain.h"
+#include "kvcache/eviction/fifo/fifo.h"
+#include "kvcache/eviction/gdsf/gdsf.h"
 #include "kvcache/eviction/lfu/lfu.h"
 #include "kvcache/eviction/lru/lru.h"
+#include "kvcache/eviction/s3fifo/s3fifo.h"
 #include "kvcache/eviction/ttl/ttl.h"
 
 namespace kvcache {
@@ -163,12 +167,13 @@ TEST_P(PriorityTest, WhatIsNoPriorityIsRefused) {
             absl::StatusCode::kInvalidArgument);
 }
 
-INSTANTIATE_TEST_SUITE_P(Policies, PriorityTest,
-                         testing::Values(Policy{"chain", CreateChainPolicy},
-                                         Policy{"lfu", CreateLfuPolicy},
-                                         Policy{"lru", CreateLruPolicy},
-                                         Policy{"ttl", CreateTtlPolicy}),
-                         [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Policies, PriorityTest,
+    testing::Values(Policy{"arc", CreateArcPolicy}, Policy{"chain", CreateChainPolicy},
+                    Policy{"fifo", CreateFifoPolicy}, Policy{"gdsf", CreateGdsfPolicy},
+                    Policy{"lfu", CreateLfuPolicy}, Policy{"lru", CreateLruPolicy},
+                    Policy{"s3fifo", CreateS3FifoPolicy}, Policy{"ttl", CreateTtlPolicy}),
+    [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace kvcache

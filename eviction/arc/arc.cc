@@ -22,6 +22,7 @@ constexpr size_t kSpareGhosts = 64;
 class ArcPolicy final : public EvictionPolicy {
  public:
   const char* name() const override { return "arc"; }
+  std::unique_ptr<EvictionPolicy> CreateEmpty() const override { return CreateArcPolicy(); }
 
   void SetLimits(size_t max_slots, size_t capacity_bytes) override {
     queues_.SetMaxSlots(max_slots);

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -151,7 +152,8 @@ class Cohorts {
   static constexpr int kKinds = BlockClass::kCount * kWorths;
 
   static uint16_t BitOf(Place place) { return uint16_t{1} << place % kCohortSize; }
-  static uint64_t Spread(uint32_t hash) { return hash * uint64_t{0x9e3779b97f4a7c15}; }
+  // As good as random, whoever chooses the keys.
+  uint64_t Spread(uint32_t hash) const { return hash * factor_; }
   static int IndexOf(Kind kind) { return kind.block_class * kWorths + kind.worth; }
   static uint32_t CellOf(Kind kind, int bucket) { return IndexOf(kind) * kBuckets + bucket; }
   static uint32_t CellOf(const Cohort& c) { return CellOf(c.kind, c.bucket); }
@@ -200,6 +202,7 @@ class Cohorts {
   std::vector<Cell> cells_;
   SlotHeap<CellRank> cells_by_value_;  // those with shown blocks
 
+  const uint64_t factor_ = (uint64_t{std::random_device()()} << 32 | std::random_device()()) | 1;
   SlotIndex ghosts_;
   size_t max_ghosts_ = 0;
   size_t num_ghosts_ = 0;

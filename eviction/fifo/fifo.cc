@@ -8,6 +8,7 @@ namespace {
 class FifoPolicy final : public EvictionPolicy {
  public:
   const char* name() const override { return "fifo"; }
+  std::unique_ptr<EvictionPolicy> CreateEmpty() const override { return CreateFifoPolicy(); }
 
   void SetLimits(size_t max_slots, size_t /*capacity_bytes*/) override {
     queue_.SetMaxSlots(max_slots);

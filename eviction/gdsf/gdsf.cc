@@ -14,6 +14,7 @@ namespace {
 class GdsfPolicy final : public EvictionPolicy {
  public:
   const char* name() const override { return "gdsf"; }
+  std::unique_ptr<EvictionPolicy> CreateEmpty() const override { return CreateGdsfPolicy(); }
 
   void SetLimits(size_t max_slots, size_t /*capacity_bytes*/) override {
     entries_.resize(std::max(entries_.size(), max_slots));

@@ -27,6 +27,7 @@ constexpr size_t kHot = 1;  // hit kHitsToMain times: will not be evicted from h
 class S3FifoPolicy final : public EvictionPolicy {
  public:
   const char* name() const override { return "s3fifo"; }
+  std::unique_ptr<EvictionPolicy> CreateEmpty() const override { return CreateS3FifoPolicy(); }
 
   void SetLimits(size_t max_slots, size_t capacity_bytes) override {
     queues_.SetMaxSlots(max_slots);

@@ -4,9 +4,13 @@
 
 #include "gtest/gtest.h"
 #include "kvcache/core/priority_levels.h"
+#include "kvcache/eviction/arc/arc.h"
 #include "kvcache/eviction/chain/chain.h"
+#include "kvcache/eviction/fifo/fifo.h"
+#include "kvcache/eviction/gdsf/gdsf.h"
 #include "kvcache/eviction/lfu/lfu.h"
 #include "kvcache/eviction/lru/lru.h"
+#include "kvcache/eviction/s3fifo/s3fifo.h"
 #include "kvcache/eviction/ttl/ttl.h"
 #include "kvcache/tests/policy_conformance/policy_conformance.h"
 
@@ -55,11 +59,15 @@ std::unique_ptr<EvictionPolicy> WithPriorities() {
 
 }  // namespace
 
-INSTANTIATE_TEST_SUITE_P(Priorities, PolicyConformanceTest,
-                         testing::Values(PolicyUnderTest{"chain",
-                                                         WithPriorities<CreateChainPolicy>},
-                                         PolicyUnderTest{"lfu", WithPriorities<CreateLfuPolicy>},
-                                         PolicyUnderTest{"lru", WithPriorities<CreateLruPolicy>},
-                                         PolicyUnderTest{"ttl", WithPriorities<CreateTtlPolicy>}));
+INSTANTIATE_TEST_SUITE_P(
+    Priorities, PolicyConformanceTest,
+    testing::Values(PolicyUnderTest{"arc", WithPriorities<CreateArcPolicy>},
+                    PolicyUnderTest{"chain", WithPriorities<CreateChainPolicy>},
+                    PolicyUnderTest{"fifo", WithPriorities<CreateFifoPolicy>},
+                    PolicyUnderTest{"gdsf", WithPriorities<CreateGdsfPolicy>},
+                    PolicyUnderTest{"lfu", WithPriorities<CreateLfuPolicy>},
+                    PolicyUnderTest{"lru", WithPriorities<CreateLruPolicy>},
+                    PolicyUnderTest{"s3fifo", WithPriorities<CreateS3FifoPolicy>},
+                    PolicyUnderTest{"ttl", WithPriorities<CreateTtlPolicy>}));
 
 }  // namespace kvcache
