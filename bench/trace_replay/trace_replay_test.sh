@@ -52,7 +52,7 @@ passes --trace="${trace}" --policy=arc,lru --capacity_blocks=10 --payload
 grep -q 'GB/s' "${scratch}/out" || fail "no speed of the payload"
 
 refuses 2 "--trace=FILE is missing" --policy=lru
-refuses 2 "'random' is not one of arc, fifo" --trace="${trace}" --policy=random
+refuses 2 "'random' is not one of arc, chain, fifo" --trace="${trace}" --policy=random
 refuses 2 "'lru' is there twice" --trace="${trace}" --policy=lru,lru
 refuses 2 "'0' is not a number" --trace="${trace}" --capacity_blocks=10,0
 refuses 2 "'many'" --trace="${trace}" --capacity_blocks=many

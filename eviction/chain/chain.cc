@@ -68,7 +68,7 @@ class ChainPolicy final : public EvictionPolicy {
         if (!cohorts_.IsShown(place)) cohorts_.Show(place);
         continue;
       }
-      const Use use = Reuse(place, run.chain_blocks, last);
+      const Use use = Reuse(place, last);
       cohorts_.Take(place);
       place = cohorts_.AddResident(use.kind, slot, use.uses, together());
     }
@@ -98,7 +98,7 @@ class ChainPolicy final : public EvictionPolicy {
     Use use = {cohorts_.KindOf(ghost), block.uses};
     if (!block.expected) {
       StartRequest();
-      use = Reuse(ghost, info.chain_blocks, EndsPrompt(info));
+      use = Reuse(ghost, EndsPrompt(info));
     }
     use.kind.worth = worth;
     cohorts_.Take(ghost);
@@ -182,7 +182,7 @@ class ChainPolicy final : public EvictionPolicy {
     return {{static_cast<uint8_t>(block_class), cohorts_.KindOf(place).worth}, uses};
   }
 
-  Use Reuse(Place place, uint32_t /*chain_blocks*/, bool last) {
+  Use Reuse(Place place, bool last) {
     odds_.CountReuse(cohorts_.KindOf(place).block_class, cohorts_.BucketOf(place));
     return NextUse(place, last);
   }
@@ -191,7 +191,7 @@ class ChainPolicy final : public EvictionPolicy {
     const Place known = cohorts_.FindGhost(hash);
     Use use = {{ClassOfNew(chain_blocks, last)}, 1};
     if (known != kNoPlace) {
-      use = Reuse(known, chain_blocks, last);
+      use = Reuse(known, last);
       cohorts_.Take(known);
     }
     cohorts_.AddGhost(use.kind, hash, use.uses, expected, together());

@@ -11,7 +11,7 @@ namespace {
 
 // Ghosts matter the more the fewer blocks there are.
 constexpr size_t kFewSlots = 2048;
-size_t MostGhosts(size_t max_slots) { return 4 * max_slots + 8 * std::min(max_slots, kFewSlots); }
+size_t MostGhosts(size_t max_slots) { return 3 * max_slots + 9 * std::min(max_slots, kFewSlots); }
 
 }  // namespace
 
@@ -25,7 +25,7 @@ Cohorts::Cohorts(ReuseOdds& odds) : odds_(odds), cells_(kKinds * kBuckets) {
 // A cohort for each slot and each kind is always enough for the blocks that are there, however thin
 // they are spread, once all ghosts are forgotten.
 void Cohorts::SetMaxSlots(size_t max_slots) {
-  const size_t max_cohorts = max_slots + kKinds + std::min(max_slots, kFewSlots) + 1;
+  const size_t max_cohorts = max_slots + kKinds + std::min(max_slots, kFewSlots) / 4 + 1;
   if (max_cohorts <= max_cohorts_) return;
   // Not initialised: what is not used yet takes no memory.
   std::unique_ptr<Cohort[]> cohorts(new Cohort[max_cohorts]);

@@ -32,10 +32,6 @@ constexpr float FactorOf(int worth) { return worth == 0 ? 0.5f : worth == 1 ? 1 
 struct Kind {
   uint8_t block_class = 0;
   uint8_t worth = kUsualWorth;
-
-  friend bool operator==(const Kind& a, const Kind& b) {
-    return a.block_class == b.block_class && a.worth == b.worth;
-  }
 };
 
 // Blocks that are there, and *ghosts*: blocks that have gone, or were refused, by the hash of their
