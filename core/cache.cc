@@ -9,6 +9,7 @@
 #include "absl/container/inlined_vector.h"
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
+#include "kvcache/core/advisor.h"
 #include "kvcache/core/block_table.h"
 #include "kvcache/core/check.h"
 
@@ -56,12 +57,17 @@ absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options
         absl::StrCat("scrub_bytes_per_second: ", options.scrub_bytes_per_second,
                      ", but checksums: false, so there is nothing to compare with"));
   }
+  if (absl::Status s = internal::Advisor::Check(options.advice, *policy); !s.ok()) return s;
   // More blocks than units of the backend can never be there.
   const size_t slots = std::min(max_blocks, traits.capacity_bytes / traits.alignment);
   const size_t whole_units = capacity / traits.alignment * traits.alignment;
   try {
     auto cache = absl::WrapUnique(
         new Cache(std::move(backend), std::move(policy), options, whole_units, slots));
+    if (!options.advice.capacities.empty()) {
+      cache->advisor_ = std::make_unique<internal::Advisor>(options.advice, *cache->policy_, slots,
+                                                            whole_units, cache->default_ttl_);
+    }
     cache->StartScrubber(options.scrub_bytes_per_second);
     return cache;
   } catch (const std::bad_alloc&) {
@@ -69,7 +75,7 @@ absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options
         absl::StrCat("max_blocks: ", max_blocks, ", but there is no memory for their bookkeeping"));
   } catch (const std::system_error& error) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("scrub_bytes_per_second: no thread for it: ", error.what()));
+        absl::StrCat("scrub_bytes_per_second, advice: no thread for it: ", error.what()));
   }
 }
 
@@ -173,14 +179,18 @@ absl::StatusOr<ReadLease> Cache::GetOne(NamespaceId ns, const BlockKey& key,
   Removed removed;
   ReadLease lease;
   absl::Status status;
+  Nanos now;
   {
     MutexLock lock(mu_);
     if (!table_->Knows(ns)) return UnknownNamespace("ns", ns);
-    const Nanos now = Now();
+    now = Now();
     status = PinFound(ns, table_->FindOrRemove(key, now, &removed), part, now, &lease);
     if (status.ok()) TouchSlots({&lease.slot_, 1}, 0, now, false);
   }
   Free(removed);
+  if (advisor_ != nullptr && !part.has_value()) {
+    advisor_->LookOne(key, lease.extent_.size, now);
+  }
   if (!status.ok()) return status;
   return lease;
 }
@@ -198,13 +208,14 @@ size_t Cache::GetMany(NamespaceId ns, absl::Span<const BlockKey> keys,
   KVCACHE_CHECK(keys.size() == leases.size(), keys.size(), " keys, ", leases.size(), " leases");
   Release(leases);
   size_t hits = 0;
+  Nanos now = 0;
   for (size_t i = 0; i < keys.size();) {
     const size_t end = std::min(i + kBlocksPerLock, keys.size());
     Removed removed;
     {
       MutexLock lock(mu_);
       if (!table_->Knows(ns)) return 0;
-      const Nanos now = Now();
+      now = Now();
       while (i < end) {
         Slot found[BlockTable::kKeysPerFind];
         const auto some = keys.subspan(i, std::min(end - i, BlockTable::kKeysPerFind));
@@ -219,6 +230,10 @@ size_t Cache::GetMany(NamespaceId ns, absl::Span<const BlockKey> keys,
     Free(removed);
   }
   if (keys.size() > kBlocksPerLock) TouchChunks(leases, keys.size());
+  if (advisor_ != nullptr) {
+    advisor_->Look(keys, internal::Reference::Kind::kLookup, now,
+                   [leases](size_t i) { return leases[i].holds() ? leases[i].extent_.size : 0; });
+  }
   return hits;
 }
 
@@ -359,8 +374,15 @@ absl::Status Cache::Resize(size_t capacity_bytes) {
     }
     Free(removed);
     if (!fits) continue;
-    MutexLock lock(mu_);
-    table_->SetCapacity(capacity_bytes);
+    CacheCounters counters;
+    {
+      MutexLock lock(mu_);
+      table_->SetCapacity(capacity_bytes);
+      counters = table_->Stats(Now()).counters;
+    }
+    if (advisor_ != nullptr) {
+      advisor_->SetCapacity(capacity_bytes, {counters.block_lookups, counters.block_hits});
+    }
     return absl::OkStatus();
   }
 }
@@ -384,6 +406,9 @@ CacheStats Cache::stats() const {
   {
     MutexLock lock(mu_);
     stats = table_->Stats(Now());
+  }
+  if (advisor_ != nullptr) {
+    stats.advice = advisor_->Advise({stats.counters.block_lookups, stats.counters.block_hits});
   }
   stats.scrubbed_bytes = scrubbed_bytes_;
   stats.backend = backend_->traits().name;

@@ -30,6 +30,7 @@
 namespace kvcache {
 
 namespace internal {
+class Advisor;
 class BlockTable;
 struct Removed;
 using Nanos = int64_t;
@@ -64,8 +65,9 @@ class Cache {
  public:
   // kInvalidArgument, naming the option and the values: null backend or policy; a capacity of less
   // than the backend's alignment or more than its capacity; max_blocks of 0 or more than 2^32 - 2;
-  // a ttl that is not positive; scrubbing without checksums. kResourceExhausted when there is no
-  // memory for the bookkeeping of max_blocks, or no thread to scrub.
+  // a ttl that is not positive; scrubbing without checksums; what AdviceOptions does not allow.
+  // kResourceExhausted when there is no memory for the bookkeeping of max_blocks, or no thread to
+  // scrub or advise.
   static absl::StatusOr<std::unique_ptr<Cache>> Create(const CacheOptions& options,
                                                        std::unique_ptr<StorageBackend> backend,
                                                        std::unique_ptr<EvictionPolicy> policy);
@@ -285,6 +287,7 @@ class Cache {
   const Clock& clock_;
   const size_t slots_;
   const internal::Nanos default_ttl_;
+  std::unique_ptr<internal::Advisor> advisor_;  // nullptr: no advice; set by Create()
 
   Mutex resize_mu_;  // before mu_: one Resize at a time
   mutable Mutex mu_;

@@ -7,6 +7,7 @@
 
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
+#include "kvcache/core/advisor.h"
 #include "kvcache/core/block_table.h"
 #include "kvcache/core/cache.h"
 #include "kvcache/core/check.h"
@@ -238,12 +239,13 @@ void Cache::CountRead(Slot slot, size_t bytes) {
 Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) {
   absl::InlinedVector<ReadLease, kInlineRequests> leases(requests.size());
   absl::InlinedVector<absl::Status, kInlineRequests> results(requests.size());
+  Nanos now = 0;
   for (size_t i = 0; i < requests.size();) {
     const size_t end = std::min(i + internal::kBlocksPerLock, requests.size());
     Removed removed;
     {
       MutexLock lock(mu_);
-      const Nanos now = Now();
+      now = Now();
       for (; i < end; ++i) {
         const ReadRequest& request = requests[i];
         if (!table_->Knows(request.ns)) {
@@ -266,6 +268,12 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
     Free(removed);
   }
   if (requests.size() > internal::kBlocksPerLock) TouchChunks(leases, 0);
+  for (size_t i = 0; i < requests.size() && advisor_ != nullptr; ++i) {
+    if (requests[i].part.has_value()) continue;
+    if (results[i].ok() || absl::IsNotFound(results[i]) || absl::IsUnavailable(results[i])) {
+      advisor_->LookOne(requests[i].key, leases[i].extent_.size, now);
+    }
+  }
 
   absl::InlinedVector<ReadOp, kInlineRequests> copies;
   absl::InlinedVector<uint32_t, kInlineRequests> numbers;

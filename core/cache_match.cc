@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
+#include "kvcache/core/advisor.h"
 #include "kvcache/core/block_table.h"
 #include "kvcache/core/cache.h"
 
@@ -116,6 +117,7 @@ PrefixMatch Cache::Match(const Chain& chain) {
   const auto tokens_in = [&chain](size_t blocks) {
     return std::min<uint64_t>(uint64_t{blocks} * chain.tokens_per_block, chain.tokens);
   };
+  Nanos now = 0;
   bool ended = blocks == 0;
   if (ended) match.end = LookupResult::kHit;
   do {
@@ -124,7 +126,7 @@ PrefixMatch Cache::Match(const Chain& chain) {
     {
       MutexLock lock(mu_);
       if (!table_->Knows(chain.ns)) break;
-      const Nanos now = Now();
+      now = Now();
       CacheCounters& counters = table_->counters(chain.ns);
       while (!ended && match.blocks.size() < end) {
         Slot found[BlockTable::kKeysPerFind];
@@ -174,6 +176,11 @@ PrefixMatch Cache::Match(const Chain& chain) {
       end = begin;
     }
     TouchChunks(match.blocks, blocks, match.blocks.size() < blocks);
+  }
+  if (advisor_ != nullptr && ended) {
+    advisor_->Look(chain.keys, internal::Reference::Kind::kMatch, now, [&match](size_t i) {
+      return i < match.blocks.size() ? match.blocks[i].extent_.size : 0;
+    });
   }
   return match;
 }

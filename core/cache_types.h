@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -11,10 +12,32 @@
 #include "absl/types/span.h"
 #include "kvcache/core/block_key.h"
 #include "kvcache/core/clock.h"
+#include "kvcache/core/eviction_policy.h"
 #include "kvcache/core/lease.h"
 #include "kvcache/core/memory_space.h"
 
 namespace kvcache {
+
+// Asks the running cache how many blocks it would hit with other capacities and policies: it keeps,
+// of a sample of the keys, simulations of those (CacheStats::advice). Default: none, at no cost.
+struct AdviceOptions {
+  // Multiples of the capacity, each once and more than 0: 2 is twice the memory, and twice
+  // max_blocks. 1 under the cache's own policy says how good the advice is, since the cache
+  // measures that itself. None: no advice.
+  std::vector<double> capacities = {};
+  // What to try besides the cache's own policy, with their settings, each name once; only asked for
+  // their name and CreateEmpty(). All are tried at all capacities, at most kMostAdvice in all.
+  std::vector<std::shared_ptr<const EvictionPolicy>> policies = {};
+  // The share of the keys that is simulated: more than 0, at most kHighestSamplingRate, which is
+  // the default since only large samples are precise. Each simulation takes about 100 bytes of host
+  // memory, and what its policy takes, for each of sampling_rate x multiple x max_blocks.
+  double sampling_rate = 0.05;
+  // Another one samples other keys.
+  uint64_t seed = 0;
+};
+
+inline constexpr size_t kMostAdvice = 64;
+inline constexpr double kHighestSamplingRate = 0.05;
 
 struct CacheOptions {
   // The most bytes that blocks may take, each rounded up to the backend's alignment. Default: all
@@ -35,6 +58,8 @@ struct CacheOptions {
   // finds what has changed in memory before anybody reads it in place. Default: no such thread,
   // since it takes memory bandwidth from everybody else. Needs `checksums`.
   size_t scrub_bytes_per_second = 0;
+  // Costs a thread, which does the simulating.
+  AdviceOptions advice = {};
   // Must outlive the cache.
   const Clock* clock = &Clock::Real();
 };

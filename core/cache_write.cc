@@ -5,6 +5,7 @@
 
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
+#include "kvcache/core/advisor.h"
 #include "kvcache/core/block_table.h"
 #include "kvcache/core/cache.h"
 #include "kvcache/core/check.h"
@@ -104,6 +105,10 @@ absl::StatusOr<WriteLease> Cache::ReserveBlock(const BlockKey& key, BlockSize si
     const size_t evicted = removed.bytes;
     Free(removed);
     if (room_comes) continue;
+    if (advisor_ != nullptr && incoming.bytes > 0) {
+      const size_t unit = backend_->traits().alignment;
+      advisor_->Put(key, (size.bytes + unit - 1) / unit * unit, incoming, options);
+    }
     if (!lease.ok() || lease->extent_.size > 0) return lease;
     absl::StatusOr<Extent> extent = AllocateExtent(size.bytes, evicted, incoming, options.ns);
     if (!extent.ok()) return extent.status();  // the lease's end takes the block back

@@ -136,6 +136,43 @@ void AppendGauge(std::string* text, absl::string_view name, absl::string_view he
   absl::StrAppend(text, "kvcache_", name, " ", value, "\n");
 }
 
+// "53.1 % of 2885000 blocks, by 7650 hits of 14400 sampled blocks, of which the cache hit 6600".
+std::string Prediction(const Advice& advice) {
+  const std::string sample =
+      absl::StrCat(advice.sampled_hits, " hits of ", advice.sampled_lookups,
+                   " sampled blocks, of which the cache hit ", advice.sampled_hits_of_cache);
+  if (!advice.hit_ratio.has_value()) return absl::StrCat("too small a sample: ", sample);
+  return absl::StrFormat("%.1f %% of %d blocks, by %s", 100 * *advice.hit_ratio, advice.lookups,
+                         sample);
+}
+
+void AppendAdvice(std::string* text, const std::vector<Advice>& advice) {
+  if (advice.empty()) return;
+  const auto append = [&](absl::string_view name, absl::string_view help, const auto& value_of) {
+    AppendHeader(text, name, "gauge", help);
+    for (const Advice& a : advice) {
+      const std::string value = value_of(a);
+      if (value.empty()) continue;
+      absl::StrAppend(text, "kvcache_", name, "{policy=\"", Escaped(a.policy),
+                      "\",times_capacity=\"", a.times_capacity, "\"} ", value, "\n");
+    }
+  };
+  append("advice_hit_ratio", "Predicted block hits / lookups, where the sample says enough.",
+         [](const Advice& a) {
+           return a.hit_ratio.has_value() ? absl::StrFormat("%.6f", *a.hit_ratio) : "";
+         });
+  append("advice_capacity_bytes", "The capacity that the prediction is for.",
+         [](const Advice& a) { return absl::StrCat(a.capacity_bytes); });
+  append("advice_lookups", "Block lookups that the prediction is about.",
+         [](const Advice& a) { return absl::StrCat(a.lookups); });
+  append("advice_sampled_lookups", "Block lookups in the sample.",
+         [](const Advice& a) { return absl::StrCat(a.sampled_lookups); });
+  append("advice_sampled_hits", "Hits in the sample, of the simulation.",
+         [](const Advice& a) { return absl::StrCat(a.sampled_hits); });
+  append("advice_sampled_hits_of_cache", "Hits in the sample, of the cache.",
+         [](const Advice& a) { return absl::StrCat(a.sampled_hits_of_cache); });
+}
+
 void AppendBackendStats(std::string* text, const BackendStats& stats) {
   if (!stats.facts.empty()) {
     AppendHeader(text, "backend_info", "gauge", "What the backend decided; always 1.");
@@ -222,6 +259,12 @@ std::string StatsText(const CacheStats& stats) {
     of_backend.push_back(absl::StrCat(metric.name, " ", Figure(metric)));
   }
   if (!of_backend.empty()) AppendLine(&text, stats.backend, absl::StrJoin(of_backend, ", "));
+  for (const Advice& advice : stats.advice) {
+    AppendLine(
+        &text, "would hit",
+        absl::StrCat(advice.policy, " with ", advice.times_capacity, " times the capacity (",
+                     Bytes(static_cast<double>(advice.capacity_bytes)), "): ", Prediction(advice)));
+  }
   return text;
 }
 
@@ -244,6 +287,7 @@ std::string PrometheusText(const CacheStats& stats) {
   AppendHeader(&text, "scrubbed_bytes_total", "counter", "Bytes read to compare their checksums.");
   absl::StrAppend(&text, "kvcache_scrubbed_bytes_total ", stats.scrubbed_bytes, "\n");
   AppendBackendStats(&text, stats.backend_stats);
+  AppendAdvice(&text, stats.advice);
   for (const Gauge& gauge : kGauges) {
     AppendFamily(&text, stats, gauge.name, "gauge", gauge.help,
                  [&](const NamespaceStats& ns) { return ns.usage.*gauge.field; });

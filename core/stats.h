@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -65,6 +66,25 @@ struct CacheUsage {
   CacheUsage& operator+=(const CacheUsage& other);
 };
 
+// The share of the block lookups that would have been hits with another capacity or policy, since
+// the cache was made or last resized: an estimate from a sample of the keys.
+struct Advice {
+  std::string policy;
+  double times_capacity = 1;  // multiple of the cache's capacity
+  size_t capacity_bytes = 0;
+  // Of the lookups: what the cache hit, plus what the simulation hit more of the sample, over the
+  // sampling rate. None where that would be a guess: for fewer than kFewestSampledLookups, or with
+  // room for fewer than kFewestSampledBlocks.
+  std::optional<double> hit_ratio = std::nullopt;
+  uint64_t lookups = 0;
+  uint64_t sampled_lookups = 0;        // among them
+  uint64_t sampled_hits = 0;           // of those, by the simulation
+  uint64_t sampled_hits_of_cache = 0;  // of those, by the cache
+
+  static constexpr uint64_t kFewestSampledLookups = 1000;
+  static constexpr size_t kFewestSampledBlocks = 20;
+};
+
 struct NamespaceStats {
   uint32_t id = 0;
   std::string model;  // never the tenant
@@ -88,6 +108,7 @@ struct CacheStats {
   std::string backend;
   std::string policy;
   BackendStats backend_stats;
+  std::vector<Advice> advice;  // by policy, the cache's own first, then capacity, as in the options
 };
 
 // For people: a few aligned lines. Rates are named for what they count and come with denominators.

@@ -115,6 +115,45 @@ std::map<std::string, std::string> CheckPrometheus(const std::string& text) {
   return samples;
 }
 
+TEST(StatsTest, AdviceComesWithTheSizeOfItsSample) {
+  CacheStats stats = Example();
+  EXPECT_THAT(StatsText(stats), Not(HasSubstr("would hit")));
+  EXPECT_THAT(PrometheusText(stats), Not(HasSubstr("advice")));
+  stats.advice = {{.policy = "lru",
+                   .times_capacity = 2,
+                   .capacity_bytes = size_t{8} << 30,
+                   .hit_ratio = 0.5314,
+                   .lookups = 288'500,
+                   .sampled_lookups = 14'400,
+                   .sampled_hits = 7650,
+                   .sampled_hits_of_cache = 6600},
+                  {.policy = "s3fifo",
+                   .times_capacity = 0.5,
+                   .capacity_bytes = size_t{2} << 30,
+                   .sampled_lookups = 12,
+                   .sampled_hits = 5,
+                   .sampled_hits_of_cache = 3}};
+  const std::string text = StatsText(stats);
+  EXPECT_THAT(text, HasSubstr("would hit      lru with 2 times the capacity (8.0 GiB): 53.1 % of "
+                              "288500 blocks, by 7650 hits of 14400 sampled blocks, of which the "
+                              "cache hit 6600\n"));
+  EXPECT_THAT(text, HasSubstr("would hit      s3fifo with 0.5 times the capacity (2.0 GiB): too "
+                              "small a sample: 5 hits of 12 sampled blocks, of which the cache hit "
+                              "3\n"));
+  auto samples = CheckPrometheus(PrometheusText(stats));
+  EXPECT_EQ(samples["kvcache_advice_hit_ratio{policy=\"lru\",times_capacity=\"2\"}"], "0.531400");
+  EXPECT_EQ(samples.count("kvcache_advice_hit_ratio{policy=\"s3fifo\",times_capacity=\"0.5\"}"),
+            0u);
+  EXPECT_EQ(samples["kvcache_advice_capacity_bytes{policy=\"s3fifo\",times_capacity=\"0.5\"}"],
+            "2147483648");
+  EXPECT_EQ(samples["kvcache_advice_lookups{policy=\"lru\",times_capacity=\"2\"}"], "288500");
+  EXPECT_EQ(samples["kvcache_advice_sampled_lookups{policy=\"s3fifo\",times_capacity=\"0.5\"}"],
+            "12");
+  EXPECT_EQ(samples["kvcache_advice_sampled_hits{policy=\"lru\",times_capacity=\"2\"}"], "7650");
+  EXPECT_EQ(samples["kvcache_advice_sampled_hits_of_cache{policy=\"lru\",times_capacity=\"2\"}"],
+            "6600");
+}
+
 TEST(StatsTest, CountersAddUpFieldByField) {
   CacheStats stats = Example();
   const CacheCounters once = stats.counters;

@@ -204,6 +204,7 @@ absl::StatusOr<ReplayResult> Replay(const Workload& workload, const ReplayOption
   CacheOptions cache_options;
   cache_options.max_blocks = options.capacity_blocks;
   cache_options.clock = &clock;
+  cache_options.advice = options.advice;
   absl::StatusOr<std::unique_ptr<Cache>> cache =
       Cache::Create(cache_options, *std::move(backend), *std::move(policy));
   if (!cache.ok()) return cache.status();
@@ -211,6 +212,7 @@ absl::StatusOr<ReplayResult> Replay(const Workload& workload, const ReplayOption
   if (!result.ok()) return result.status();
   const CacheStats stats = (*cache)->stats();
   result->policy = options.policy;
+  result->advice = stats.advice;
   result->capacity_blocks = options.capacity_blocks;
   result->evictions = stats.counters.evictions;
   result->expirations = stats.counters.expirations;

@@ -14,6 +14,8 @@
 #include "kvcache/bench/trace_replay/payload.h"
 #include "kvcache/bench/trace_replay/trace.h"
 #include "kvcache/core/block_key.h"
+#include "kvcache/core/cache_types.h"
+#include "kvcache/core/stats.h"
 
 namespace kvcache::bench {
 
@@ -51,6 +53,8 @@ struct ReplayOptions {
   // Move real bytes, this many for each block and a multiple of 8: a put writes its block, a hit
   // copies it out and checks it. 0: blocks are counted, by backends/accounting, and have no bytes.
   size_t payload_bytes = 0;
+  // What to ask the cache besides.
+  AdviceOptions advice = {};
 };
 
 struct ReplayResult {
@@ -66,6 +70,7 @@ struct ReplayResult {
   uint64_t refused = 0;  // blocks that found no room, or that the policy would not have
   double seconds = 0;    // making the cache and all requests
   std::optional<PayloadResult> payload;
+  std::vector<Advice> advice;
 
   double plain_hit_ratio() const { return Ratio(plain_hits, block_references); }
   double prefix_hit_ratio() const { return Ratio(prefix_hits, block_references); }
