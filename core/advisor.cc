@@ -14,7 +14,7 @@ namespace {
 
 // So long a queue wakes the thread; so long, and the caller does its work.
 constexpr size_t kWakesWorker = 2048;
-constexpr size_t kLongestQueue = 16384;
+constexpr size_t kLongestQueue = 65536;
 // So many references go through one shadow before the next one takes over the processor's cache.
 constexpr size_t kBatch = 256;
 
@@ -98,13 +98,11 @@ Advisor::Advisor(const AdviceOptions& options, const EvictionPolicy& policy, siz
     }
     known_.resize(8 * most_blocks);
     batch_.reserve(2 * kBatch);
-    taken_.references.reserve(2 * kLongestQueue);
-    taken_.terms.reserve(2 * kLongestQueue);
+    taken_.references.reserve(kLongestQueue + kWakesWorker);
   }
   {
     MutexLock lock(queue_mu_);
-    queue_.references.reserve(2 * kLongestQueue);
-    queue_.terms.reserve(2 * kLongestQueue);
+    queue_.references.reserve(kLongestQueue + kWakesWorker);
   }
   worker_ = std::thread([this] { WorkInBackground(); });
 }

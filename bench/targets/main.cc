@@ -18,7 +18,7 @@ constexpr const char* kUsage =
     "Usage: targets [--only=TEXT] [--rounds=N] [--json=FILE]\n\n"
     "Measures the store beside references in the same run, and says which targets are met.\n\n"
     "  --only=TEXT    only rows whose name contains TEXT (hit, put, memory, copy, threads,\n"
-    "                 allocator, policy)\n"
+    "                 allocator, policy, advice)\n"
     "  --rounds=N     rounds of each row, whose median counts (default: 9)\n"
     "  --json=FILE    also write the results there\n";
 
@@ -57,6 +57,7 @@ int main(int argc, char** argv) {
   kvcache::bench::MeasureLookups(suite);
   kvcache::bench::MeasureWrites(suite);
   kvcache::bench::MeasurePolicies(suite);
+  kvcache::bench::MeasureAdvice(suite);
   kvcache::bench::MeasureCopies(suite);
   kvcache::bench::MeasureThreads(suite);
   kvcache::bench::MeasureAllocator(suite);

@@ -68,6 +68,7 @@ double Seconds(const std::function<void()>& f);
 void MeasureLookups(Suite& suite);
 void MeasureWrites(Suite& suite);
 void MeasurePolicies(Suite& suite);
+void MeasureAdvice(Suite& suite);
 void MeasureThreads(Suite& suite);
 void MeasureCopies(Suite& suite);
 void MeasureAllocator(Suite& suite);
