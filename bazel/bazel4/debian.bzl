@@ -4,6 +4,8 @@ Every repository and target has the name that it has in the Bazel Central Regist
 BUILD files work with newer releases of Bazel, which take their dependencies from MODULE.bazel.
 """
 
+load("//bazel:local_cuda.bzl", "local_cuda")
+
 def _files_impl(ctx):
     for path, content in ctx.attr.files.items():
         ctx.file(path, content)
@@ -172,3 +174,4 @@ def debian_dependencies():
             ":benchmark_main": "-lbenchmark_main -lbenchmark -pthread",
         },
     )
+    local_cuda(name = "local_cuda")
