@@ -69,6 +69,8 @@ absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options
                                                             whole_units, cache->default_ttl_);
     }
     cache->StartScrubber(options.scrub_bytes_per_second);
+    cache->backend_->OnFailure(
+        [cache = cache.get()](const absl::Status& status) { cache->Fail(status); });
     return cache;
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError(
@@ -94,6 +96,7 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
 }
 
 Cache::~Cache() {
+  backend_->OnFailure(nullptr);
   if (scrubber_.joinable()) {
     {
       MutexLock lock(mu_);
@@ -107,6 +110,15 @@ Cache::~Cache() {
     while (in_flight_ > 0) changed_.Wait(mu_);
     KVCACHE_CHECK(table_->pins() == 0, table_->pins(),
                   " leases outlive the cache that they came from");
+  }
+  Clear();
+}
+
+// Writes are refused first: what one reserved while blocks go would be found later.
+void Cache::Fail(const absl::Status& status) {
+  {
+    MutexLock lock(mu_);
+    failed_ = status;
   }
   Clear();
 }

@@ -59,6 +59,7 @@ using Nanos = int64_t;
 //  - A block with children or leases is never evicted. Otherwise the victim is the first in the
 //    policy's order. A call that is refused evicts nothing, except that up to 4 times a request may
 //    be evicted in vain when free memory is in pieces.
+//  - When the backend fails for good, all blocks are misses, and writes fail with what it says.
 //  - deadline = min(time of commit + ttl, the parent's deadline). What has expired is a miss at
 //    once.
 class Cache {
@@ -129,6 +130,7 @@ class Cache {
   //                        namespace
   //   kResourceExhausted   what would have to go is leased or has children, the policy rather
   //                        refuses the newcomer, or free memory is in pieces
+  //   kUnavailable         the backend has failed for good; the message says why
   //   kInvalidArgument     0 bytes or parts; more than 65,535 parts; bytes not a multiple of parts;
   //                        more bytes than the capacity; a partial block of another size; a ttl
   //                        or keep_priority_for that is not positive; a negative recompute_cost;
@@ -155,6 +157,11 @@ class Cache {
   // may name an earlier one as its parent. The requests may go when the call returns; their sources
   // must live until the transfer ends.
   Transfer PutMany(absl::Span<const PutRequest> requests, Stream stream = {});
+
+  // A transfer that ends once the work that is on `stream` now has ended: for CommitAfter() of a
+  // part that this work writes in place. Ends with kInvalidArgument when the backend knows nothing
+  // of the stream.
+  Transfer After(Stream stream) { return backend_->After(stream); }
 
   // --- Removing. Leased bytes stay until the last lease goes; writers learn of it by kAborted.
 
@@ -188,6 +195,7 @@ class Cache {
   CacheStats stats() const;
 
  private:
+  friend class PagedCache;   // copies many blocks at once
   friend class PrefixCache;  // replaces blocks
   friend class ReadLease;
   friend class WriteLease;
@@ -272,6 +280,9 @@ class Cache {
   void FreeAll(internal::Removed& removed);
   void FinishErase(NamespaceId ns);
 
+  // The backend has failed for good.
+  void Fail(const absl::Status& status);
+
   // Whether room may come without anybody's doing: another thread frees, or is done comparing.
   bool RoomComes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
@@ -295,6 +306,7 @@ class Cache {
   const std::unique_ptr<internal::BlockTable> table_ ABSL_PT_GUARDED_BY(mu_);
   absl::flat_hash_map<BlockKey, NamespaceId> ids_ ABSL_GUARDED_BY(mu_);  // by root key
   size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;                            // copies that hold pins
+  absl::Status failed_ ABSL_GUARDED_BY(mu_);                             // why the backend has
 
   // Scrubbing. Its lock comes before mu_.
   Mutex scrub_mu_;

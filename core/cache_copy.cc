@@ -119,6 +119,18 @@ void ReadLease::Release() {
   if (cache_ != nullptr) std::exchange(cache_, nullptr)->Release(slot_);
 }
 
+absl::Status ReadLease::ReleaseAfter(Stream stream) {
+  KVCACHE_CHECK(holds(), "the lease holds nothing");
+  const Transfer work = cache_->backend_->After(stream);
+  if (work.Done()) {
+    if (absl::Status status = work.Wait(); !status.ok()) return status;
+  } else {
+    work.Keep(cache_->PinForCopy(slot_));
+  }
+  Release();
+  return absl::OkStatus();
+}
+
 const std::byte* ReadLease::data() const {
   if (cache_ == nullptr) return nullptr;
   const std::byte* block = cache_->backend_->Address(extent_);

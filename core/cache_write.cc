@@ -140,6 +140,7 @@ absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize s
                                                 const PutOptions& options, ReserveMode mode,
                                                 EntryInfo* incoming, bool* room_comes,
                                                 Removed* removed) {
+  if (!failed_.ok()) return failed_;
   if (!table_->Knows(options.ns)) {
     return UnknownNamespace("options.ns", options.ns);
   }

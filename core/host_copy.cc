@@ -85,6 +85,31 @@ absl::Status CopyOut(const ReadOp& op, const std::byte* at) {
   return status;
 }
 
+void SumPieces(absl::Span<const ConstBytes> pieces, absl::Span<uint64_t> checksums) {
+  Checksum sum;
+  ForStretches(
+      pieces, checksums.size(), [&](ConstBytes piece) { sum.Update(piece); },
+      [&](size_t stretch) {
+        checksums[stretch] = sum.Value();
+        sum.Reset();
+      });
+}
+
+absl::Status ComparePieces(absl::Span<const ConstBytes> pieces,
+                           absl::Span<const uint64_t> checksums) {
+  absl::Status status;
+  Checksum sum;
+  ForStretches(
+      pieces, checksums.size(), [&](ConstBytes piece) { sum.Update(piece); },
+      [&](size_t stretch) {
+        if (checksums[stretch] != 0 && checksums[stretch] != sum.Value()) {
+          status.Update(CorruptBytes());
+        }
+        sum.Reset();
+      });
+  return status;
+}
+
 absl::Status CorruptBytes() {
   return absl::DataLossError("the bytes are not those that were written");
 }

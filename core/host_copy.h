@@ -3,8 +3,11 @@
 #define KVCACHE_CORE_HOST_COPY_H_
 
 #include <cstddef>
+#include <cstdint>
 
 #include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "kvcache/core/memory_space.h"
 #include "kvcache/core/storage_backend.h"
 
 namespace kvcache {
@@ -15,6 +18,12 @@ namespace kvcache {
 void CopyIn(const WriteOp& op, std::byte* at);
 // Errors: kDataLoss when a checksum is not what it should be.
 absl::Status CopyOut(const ReadOp& op, const std::byte* at);
+
+// The same without the copy, for bytes that a device moves: sets, or compares, the checksums of
+// equal stretches of the pieces. REQUIRES: their number divides the bytes of the pieces.
+void SumPieces(absl::Span<const ConstBytes> pieces, absl::Span<uint64_t> checksums);
+absl::Status ComparePieces(absl::Span<const ConstBytes> pieces,
+                           absl::Span<const uint64_t> checksums);
 
 // What CopyOut() says of bytes that have another checksum than when they were written.
 absl::Status CorruptBytes();

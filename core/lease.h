@@ -31,6 +31,11 @@ class ReadLease {
   bool holds() const { return cache_ != nullptr; }
   void Release();
 
+  // Releases once the work that is on `stream` now has ended: for who reads in place by such work.
+  // Never blocks. Errors: those of Cache::After(), after which the lease holds what it held.
+  // REQUIRES: holds().
+  absl::Status ReleaseAfter(Stream stream);
+
   // Bytes of the block, or of the part that GetPart() asked for.
   size_t size() const { return bytes_; }
   // Parts, of equal size, in data(); 1 after GetPart().
@@ -64,6 +69,7 @@ class ReadLease {
 
  private:
   friend class Cache;
+  friend class PagedCache;
   friend class WriteLease;
   // A span for an op that carries `parts` parts from `part` on.
   absl::Span<const uint64_t> ChecksumsOf(uint32_t part, uint32_t parts) const {
@@ -144,11 +150,14 @@ class WriteLease {
 
  private:
   friend class Cache;
+  friend class PagedCache;
   friend class PrefixCache;
-  // Whether a part has the checksum that it has in another block; true when one is not known.
-  bool SameBytes(uint32_t part, const ReadLease& other) const {
-    return checksums_ == nullptr || other.checksums_[part] == 0 ||
-           checksums_[part] == other.checksums_[part];
+  // Whether a part is the copy of one of another block, by their checksums; true when one is not
+  // known. A copy that this processor has not seen gets the checksum of what it should be.
+  bool SameBytes(uint32_t part, const ReadLease& other) {
+    if (checksums_ == nullptr || other.checksums_[part] == 0) return true;
+    if (checksums_[part] == 0) checksums_[part] = other.checksums_[part];
+    return checksums_[part] == other.checksums_[part];
   }
   enum class WriteEnd { kCommit, kSuspend, kAbort };
 

@@ -77,6 +77,7 @@ class CondVar {
     cv_.wait_until(lock, time);
     lock.release();
   }
+  void NotifyOne() { cv_.notify_one(); }
   void NotifyAll() { cv_.notify_all(); }
 
  private:

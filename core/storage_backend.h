@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -11,6 +12,7 @@
 #include "kvcache/core/backend_stats.h"
 #include "kvcache/core/extent.h"
 #include "kvcache/core/memory_space.h"
+#include "kvcache/core/paged_kv.h"
 #include "kvcache/core/transfer.h"
 
 namespace kvcache {
@@ -36,7 +38,8 @@ struct WriteOp {
   MemorySpace source_space = {};
   uint32_t part = 0;
   // Empty, or one for each of as many equal stretches of the bytes, in order: set to their
-  // checksums (core/checksum.h) before the op ends well.
+  // checksums (core/checksum.h) before the op ends well; left as they are when neither side is the
+  // host's memory.
   absl::Span<uint64_t> checksums = {};
 };
 
@@ -50,6 +53,24 @@ struct ReadOp {
   // Likewise, what the checksums of the bytes should be; 0: not known. When one is different, the
   // op ends with kDataLoss, and nothing is promised about the destination.
   absl::Span<const uint64_t> checksums = {};
+};
+
+// Between the pages of an engine and one part, layer `part`, of a block of tokens.count tokens: the
+// part is at [offset, offset + layout.PartBytes(tokens.count)) of the extent. Checksums as above.
+struct PagedWriteOp {
+  Extent destination = {};
+  size_t offset = 0;
+  uint32_t part = 0;
+  TokenRange tokens = {};
+  uint64_t* checksum = nullptr;
+};
+
+struct PagedReadOp {
+  Extent source = {};
+  size_t offset = 0;
+  uint32_t part = 0;
+  TokenRange tokens = {};
+  uint64_t checksum = 0;
 };
 
 // Holds extents of bytes and copies to and from them. It knows nothing of keys, leases or eviction;
@@ -77,12 +98,34 @@ class StorageBackend {
 
   // Starts the copies; they may have ended when the call returns. The op lists are read before the
   // call returns; the memory that they name must stay valid and unchanged until the op has ended.
-  // Every backend that stores bytes computes the checksums that ops ask for, on the host.
+  // Every backend that stores bytes computes the checksums that ops ask for, on the host; where a
+  // copy need not wait for that, an op may end with kDataLoss after its bytes have arrived.
   // An op that does not fit its extent, names null memory or a memory space that this backend
   // cannot reach ends with kInvalidArgument; the others are not affected. No order among the ops of
   // a call.
   virtual Transfer Write(absl::Span<const WriteOp> ops, Stream stream) = 0;
   virtual Transfer Read(absl::Span<const ReadOp> ops, Stream stream) = 0;
+
+  // The same from and to an engine's pages. All ops end with kInvalidArgument when `kv` is not
+  // valid or the backend cannot reach its memory; one does when its tokens are not in the page
+  // table, its part is none of the layers, or its bytes not in the extent. Read before the call
+  // returns: `kv`, the page table and the ops. This implementation is for pages in host memory, and
+  // has ended when it returns; where this processor cannot reach the extents, it goes through
+  // Write() and Read().
+  virtual Transfer WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                              absl::Span<const PagedWriteOp> ops, Stream stream);
+  virtual Transfer ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                             absl::Span<const PagedReadOp> ops, Stream stream);
+
+  // A transfer of one op that ends once the work that is on `stream` already has ended: for bytes
+  // that somebody uses in place, in the order of a stream. Ends with kInvalidArgument when the
+  // backend knows no such streams. This implementation knows none but Stream::None().
+  virtual Transfer After(Stream stream);
+
+  // `callback` is called, once, from any thread and without locks, when the medium has failed for
+  // good: from then on every call fails with what it says. Replaces the callback of an earlier
+  // call and returns when that is not running; nullptr: none. This implementation never fails.
+  virtual void OnFailure(std::function<void(const absl::Status&)> callback) {}
 
   // What the backend says of itself: its own figures, for Cache::stats(). Never blocks for long.
   virtual BackendStats stats() const { return {}; }
@@ -93,6 +136,11 @@ class StorageBackend {
 // that the checksums do not divide. A backend adds its own check of the memory space.
 absl::Status ValidateOp(const WriteOp& op);
 absl::Status ValidateOp(const ReadOp& op);
+// Of an op of valid `kv`: kInvalidArgument also for tokens that are not in the page table.
+absl::Status ValidateOp(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                        const PagedWriteOp& op);
+absl::Status ValidateOp(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                        const PagedReadOp& op);
 
 }  // namespace kvcache
 

@@ -214,7 +214,8 @@ absl::StatusOr<std::unique_ptr<StorageBackend>> CreateCpuRamBackend(const CpuRam
   const PageChoice pages = ChoosePages(options);
   region->AdviseHugePages(pages.huge, 0, region->size());
   if (at_create) {
-    if (absl::Status status = region->FaultInAll(); !status.ok()) return status;
+    if (absl::Status status = region->FaultInOnThreads(0, region->size()); !status.ok())
+      return status;
   }
   return std::make_unique<CpuRamBackend>(options.fault_in, pages, *std::move(region),
                                          *std::move(allocator));

@@ -93,19 +93,19 @@ absl::Status MemoryRegion::FaultIn(size_t offset, size_t size) const {
   return absl::OkStatus();
 }
 
-absl::Status MemoryRegion::FaultInAll() const {
+absl::Status MemoryRegion::FaultInOnThreads(size_t offset, size_t size) const {
   // Chunks large enough that a thread pays, small enough that all threads end together.
   constexpr size_t kChunk = size_t{64} << 20;
   constexpr size_t kMaxThreads = 16;
-  const size_t chunks = (size_ + kChunk - 1) / kChunk;
+  const size_t chunks = (size + kChunk - 1) / kChunk;
   const size_t processors = std::max(1u, std::thread::hardware_concurrency());
   std::vector<absl::Status> results(std::min({chunks, processors, kMaxThreads}));
   std::atomic<size_t> next = 0;
   std::atomic<bool> failed = false;
   const auto fault_in = [&](absl::Status* result) {
     for (size_t chunk = next++; chunk < chunks && !failed; chunk = next++) {
-      const size_t offset = chunk * kChunk;
-      *result = FaultIn(offset, std::min(kChunk, size_ - offset));
+      const size_t begin = chunk * kChunk;
+      *result = FaultIn(offset + begin, std::min(kChunk, size - begin));
       if (!result->ok()) failed = true;
     }
   };

@@ -37,8 +37,8 @@ class MemoryRegion {
   // Touch(). REQUIRES: the range is inside the region.
   absl::Status FaultIn(size_t offset, size_t size) const;
 
-  // FaultIn() of the whole region, on several threads.
-  absl::Status FaultInAll() const;
+  // The same, on several threads.
+  absl::Status FaultInOnThreads(size_t offset, size_t size) const;
 
   // FaultIn() without help of the system; too few pages kill the process.
   void Touch(size_t offset, size_t size) const;

@@ -60,7 +60,7 @@ TEST(MemoryRegionTest, NothingIsResidentUntilItIsTouched) {
 TEST(MemoryRegionTest, FaultInTakesEveryPageAndChangesNoByte) {
   const MemoryRegion region = MemoryRegion::Reserve(200 * kMiB + 100).value();
   region.data()[70 * kMiB] = std::byte{7};
-  ASSERT_TRUE(region.FaultInAll().ok());
+  ASSERT_TRUE(region.FaultInOnThreads(0, region.size()).ok());
   EXPECT_EQ(ResidentPages(region), Pages(region));
   EXPECT_EQ(region.data()[70 * kMiB], std::byte{7});
   EXPECT_EQ(region.data()[region.size() - 1], std::byte{0});
