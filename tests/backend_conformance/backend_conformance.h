@@ -30,7 +30,9 @@ namespace kvcache {
 
 struct BackendUnderTest {
   std::string name;
-  // Copies between the backend and host memory must end without help: tests wait for them.
+  // kUnavailable: this machine has no such medium, and the tests are skipped, or fail with
+  // KVCACHE_REQUIRE_GPU=1. Copies between the backend and host memory must end without help: tests
+  // wait for them.
   std::function<absl::StatusOr<std::unique_ptr<StorageBackend>>(size_t capacity_bytes)> create;
 
   friend std::ostream& operator<<(std::ostream& out, const BackendUnderTest& backend) {

@@ -1,0 +1,284 @@
+#include "kvcache/backends/gpu/cuda_runtime.h"
+
+#include <cuda_runtime_api.h>
+
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+
+namespace kvcache {
+namespace {
+
+absl::StatusCode CodeOf(cudaError_t error) {
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+    case cudaErrorLaunchOutOfResources:
+      return absl::StatusCode::kResourceExhausted;
+    case cudaErrorStubLibrary:
+    case cudaErrorInsufficientDriver:
+    case cudaErrorNoDevice:
+    case cudaErrorInvalidDevice:
+      return absl::StatusCode::kUnavailable;
+    case cudaErrorInvalidValue:
+    case cudaErrorInvalidConfiguration:
+    case cudaErrorInvalidMemcpyDirection:
+    case cudaErrorInvalidResourceHandle:
+    case cudaErrorInvalidDeviceFunction:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorHostMemoryAlreadyRegistered:
+    case cudaErrorHostMemoryNotRegistered:
+    case cudaErrorPeerAccessUnsupported:
+    case cudaErrorNotSupported:
+    case cudaErrorNotPermitted:
+      return absl::StatusCode::kInvalidArgument;
+    default:
+      return absl::StatusCode::kInternal;
+  }
+}
+
+// Takes the error off the thread, where it would be found by whoever calls CUDA next.
+absl::Status Result(const char* call, cudaError_t error) {
+  if (error == cudaSuccess) return absl::OkStatus();
+  cudaGetLastError();
+  return absl::Status(CodeOf(error),
+                      absl::StrCat(call, ": ", cudaGetErrorName(error), " (",
+                                   static_cast<int>(error), "): ", cudaGetErrorString(error)));
+}
+
+// Makes a device the thread's current one for as long as it lives.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) {
+    status_ = Result("cudaGetDevice", cudaGetDevice(&before_));
+    if (status_.ok() && before_ != device) {
+      status_ = Result("cudaSetDevice", cudaSetDevice(device));
+      changed_ = status_.ok();
+    }
+  }
+  ~OnDevice() {
+    if (changed_) cudaSetDevice(before_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  const absl::Status& status() const { return status_; }
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+  absl::Status status_;
+};
+
+cudaStream_t StreamOf(GpuStream stream) { return static_cast<cudaStream_t>(stream); }
+cudaEvent_t EventOf(GpuEvent event) { return static_cast<cudaEvent_t>(event); }
+
+cudaMemcpyKind KindOf(CopyDirection direction) {
+  switch (direction) {
+    case CopyDirection::kToDevice:
+      return cudaMemcpyHostToDevice;
+    case CopyDirection::kToHost:
+      return cudaMemcpyDeviceToHost;
+    case CopyDirection::kOnDevice:
+      break;
+  }
+  return cudaMemcpyDefault;
+}
+
+class CudaRuntime final : public GpuRuntime {
+ public:
+  absl::StatusOr<int> DeviceCount() override {
+    // The cleanest question: it does not initialise anything.
+    int driver = 0;
+    absl::Status status = Result("cudaDriverGetVersion", cudaDriverGetVersion(&driver));
+    if (!status.ok()) return status;
+    if (driver == 0) return absl::UnavailableError("no CUDA driver is installed");
+    int devices = 0;
+    status = Result("cudaGetDeviceCount", cudaGetDeviceCount(&devices));
+    if (!status.ok()) return status;
+    if (devices == 0) return absl::UnavailableError("there is no CUDA device");
+    return devices;
+  }
+
+  absl::StatusOr<GpuDevice> Describe(int device) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    GpuDevice described;
+    cudaDeviceProp properties;
+    absl::Status status =
+        Result("cudaGetDeviceProperties", cudaGetDeviceProperties(&properties, device));
+    if (status.ok()) {
+      described.name = properties.name;
+      status =
+          Result("cudaMemGetInfo", cudaMemGetInfo(&described.free_bytes, &described.total_bytes));
+    }
+    if (!status.ok()) return status;
+    return described;
+  }
+
+  absl::Status EnablePeer(int device, int peer) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    const cudaError_t error = cudaDeviceEnablePeerAccess(peer, 0);
+    if (error != cudaErrorPeerAccessAlreadyEnabled) {
+      return Result("cudaDeviceEnablePeerAccess", error);
+    }
+    cudaGetLastError();
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::byte*> AllocateDevice(int device, size_t bytes) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    void* memory = nullptr;
+    absl::Status status = Result("cudaMalloc", cudaMalloc(&memory, bytes));
+    if (!status.ok()) {
+      return absl::Status(status.code(), absl::StrCat(status.message(), "; bytes = ", bytes,
+                                                      " on device ", device));
+    }
+    return static_cast<std::byte*>(memory);
+  }
+
+  absl::Status FreeDevice(int device, std::byte* memory) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    return Result("cudaFree", cudaFree(memory));
+  }
+
+  absl::Status RegisterHost(MutableBytes memory) override {
+    return Result("cudaHostRegister",
+                  cudaHostRegister(memory.data(), memory.size(),
+                                   cudaHostRegisterPortable | cudaHostRegisterMapped));
+  }
+
+  absl::Status UnregisterHost(std::byte* memory) override {
+    return Result("cudaHostUnregister", cudaHostUnregister(memory));
+  }
+
+  absl::StatusOr<GpuStream> CreateStream(int device) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    cudaStream_t stream = nullptr;
+    absl::Status status = Result("cudaStreamCreateWithFlags",
+                                 cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+    if (!status.ok()) return status;
+    return stream;
+  }
+
+  absl::Status DestroyStream(int device, GpuStream stream) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    return Result("cudaStreamDestroy", cudaStreamDestroy(StreamOf(stream)));
+  }
+
+  absl::StatusOr<GpuEvent> CreateEvent(int device) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    cudaEvent_t event = nullptr;
+    // A thread that waits sleeps: there are several of them, and the engine wants the processors.
+    absl::Status status =
+        Result("cudaEventCreateWithFlags",
+               cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync));
+    if (!status.ok()) return status;
+    return event;
+  }
+
+  absl::Status DestroyEvent(int device, GpuEvent event) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    return Result("cudaEventDestroy", cudaEventDestroy(EventOf(event)));
+  }
+
+  absl::Status Record(int device, GpuEvent event, GpuStream stream) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    return Result("cudaEventRecord", cudaEventRecord(EventOf(event), StreamOf(stream)));
+  }
+
+  absl::Status MakeWait(int device, GpuStream stream, GpuEvent event) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    return Result("cudaStreamWaitEvent",
+                  cudaStreamWaitEvent(StreamOf(stream), EventOf(event), cudaEventWaitDefault));
+  }
+
+  absl::Status Synchronize(int device, GpuEvent event) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    return Result("cudaEventSynchronize", cudaEventSynchronize(EventOf(event)));
+  }
+
+  absl::Status CopyBatch(int device, absl::Span<const CopyPiece> pieces, CopyDirection direction,
+                         GpuStream stream) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+#if CUDART_VERSION >= 12080
+    if (pieces.size() > 1) return CopyMany(pieces, stream);
+#endif
+    for (const CopyPiece& piece : pieces) {
+      absl::Status status = Result(
+          "cudaMemcpyAsync",
+          cudaMemcpyAsync(piece.to, piece.from, piece.bytes, KindOf(direction), StreamOf(stream)));
+      if (!status.ok()) return status;
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CopyByKernel(int device, absl::Span<const CopyPiece> pieces,
+                            GpuStream stream) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    return Result("the kernel that copies pieces",
+                  static_cast<cudaError_t>(LaunchCopyPieces(pieces.data(), pieces.size(), stream)));
+  }
+
+  absl::Status CopyPages(int device, const PagedCopy& copy, GpuStream stream) override {
+    const OnDevice on(device);
+    if (!on.status().ok()) return on.status();
+    return Result("the kernel that copies pages",
+                  static_cast<cudaError_t>(LaunchPagedCopy(copy, stream)));
+  }
+
+ private:
+#if CUDART_VERSION >= 12080
+  static absl::Status CopyMany(absl::Span<const CopyPiece> pieces, GpuStream stream) {
+    std::vector<void*> to;
+    std::vector<void*> from;
+    std::vector<size_t> sizes;
+    to.reserve(pieces.size());
+    from.reserve(pieces.size());
+    sizes.reserve(pieces.size());
+    for (const CopyPiece& piece : pieces) {
+      to.push_back(piece.to);
+      from.push_back(const_cast<std::byte*>(piece.from));
+      sizes.push_back(piece.bytes);
+    }
+    // Sources are read in the order of the stream: with any other, a copy from the device may run
+    // beside the kernel that writes its source.
+    cudaMemcpyAttributes attributes = {};
+    attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
+    size_t first = 0;
+#if CUDART_VERSION >= 13000
+    return Result("cudaMemcpyBatchAsync",
+                  cudaMemcpyBatchAsync(to.data(), from.data(), sizes.data(), sizes.size(),
+                                       &attributes, &first, 1, StreamOf(stream)));
+#else
+    size_t failed = 0;
+    return Result("cudaMemcpyBatchAsync",
+                  cudaMemcpyBatchAsync(to.data(), from.data(), sizes.data(), sizes.size(),
+                                       &attributes, &first, 1, &failed, StreamOf(stream)));
+#endif
+  }
+#endif
+};
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<GpuRuntime>> CreateCudaRuntime() {
+  auto runtime = std::make_shared<CudaRuntime>();
+  if (const absl::StatusOr<int> devices = runtime->DeviceCount(); !devices.ok()) {
+    return devices.status();
+  }
+  return runtime;
+}
+
+}  // namespace kvcache

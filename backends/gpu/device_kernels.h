@@ -1,0 +1,51 @@
+// What runs on a device: copies of many pieces, and between pages and blocks.
+#ifndef KVCACHE_BACKENDS_GPU_DEVICE_KERNELS_H_
+#define KVCACHE_BACKENDS_GPU_DEVICE_KERNELS_H_
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvcache {
+
+// A stretch of bytes to copy. The two do not overlap, in any piece of a batch.
+struct CopyPiece {
+  std::byte* to;
+  const std::byte* from;
+  size_t bytes;
+};
+
+// A part of a block of `tokens` tokens, which are those from first_token on of a sequence.
+struct PartOfTokens {
+  std::byte* part;
+  uint32_t first_token;
+  uint32_t tokens;
+};
+
+// A copy of one layer between its pages (see core/paged_kv.h) and parts of blocks.
+struct PagedCopy {
+  std::byte* k;  // of page 0
+  std::byte* v;  // nullptr: there is none
+  size_t page_stride;
+  uint32_t page_tokens;
+  uint32_t heads;
+  uint32_t row_bytes;  // of one head of one token
+  bool head_token_dim;
+  bool to_pages;
+  const int32_t* page_table;  // reachable by the device
+  const PartOfTokens* parts;  // [num_parts], reachable by the device
+  uint32_t num_parts;
+  uint32_t most_tokens;  // of any part
+  uint32_t alignment;    // a power of two: all parts are at multiples of it
+};
+
+// Enqueue on a CUDA stream of the current device; `pieces`, `parts` and `page_table` are read when
+// it gets there. Everything must be reachable by the device. They return a cudaError_t; nothing is
+// enqueued when it is not 0. REQUIRES: there is something to copy; a piece, and the K of a part,
+// have less than kMostKernelBytes.
+inline constexpr size_t kMostKernelBytes = size_t{1} << 31;
+int LaunchCopyPieces(const CopyPiece* pieces, size_t num_pieces, void* stream);
+int LaunchPagedCopy(const PagedCopy& copy, void* stream);
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_BACKENDS_GPU_DEVICE_KERNELS_H_

@@ -1,0 +1,362 @@
+#include "kvcache/backends/gpu/device_link.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <limits>
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kvcache/backends/gpu/device_link_calls.h"
+
+namespace kvcache {
+namespace {
+
+// The more groups, the earlier a stream can go on, and the more events and calls there are.
+constexpr size_t kMostGroups = 64;
+
+// Of this call alone: the device is as good as before.
+bool IsOfTheCall(const absl::Status& status) {
+  return status.ok() || absl::IsInvalidArgument(status) || absl::IsResourceExhausted(status);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DeviceLink>> DeviceLink::Create(std::shared_ptr<GpuRuntime> runtime,
+                                                               int device,
+                                                               const DeviceLinkOptions& options,
+                                                               ExtentUses* uses,
+                                                               const RegisteredInSteps& steps) {
+  if (options.threads == 0) return absl::InvalidArgumentError("threads: 0");
+  if (options.kernel_below_bytes > kMostKernelBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "kernel_below_bytes: ", options.kernel_below_bytes, ", more than ", kMostKernelBytes));
+  }
+  constexpr size_t kLeast = size_t{64} << 10;
+  if (options.staging_bytes < kLeast || options.page_staging_bytes < kLeast) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "staging_bytes: ", options.staging_bytes,
+        " and page_staging_bytes: ", options.page_staging_bytes, " must be at least ", kLeast));
+  }
+  std::unique_ptr<DeviceLink> link(
+      new DeviceLink(std::move(runtime), device, options, uses, steps));
+  if (absl::Status status = link->Start(); !status.ok()) return status;
+  return link;
+}
+
+DeviceLink::DeviceLink(std::shared_ptr<GpuRuntime> runtime, int device,
+                       const DeviceLinkOptions& options, ExtentUses* uses,
+                       const RegisteredInSteps& steps)
+    : runtime_(std::move(runtime)),
+      device_(device),
+      options_(options),
+      steps_(steps),
+      uses_(*uses),
+      events_(runtime_),
+      buffers_(runtime_) {}
+
+absl::Status DeviceLink::Start() {
+  for (GpuStream& stream : streams_) {
+    absl::StatusOr<GpuStream> created = runtime_->CreateStream(device_);
+    if (!created.ok()) return created.status();
+    stream = *created;
+  }
+  try {
+    for (uint32_t i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { RunTasks(); });
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("threads: ", options_.threads, ": ", error.what()));
+  }
+  return absl::OkStatus();
+}
+
+DeviceLink::~DeviceLink() {
+  {
+    MutexLock lock(mu_);
+    stopping_ = true;
+    changed_.NotifyAll();
+  }
+  for (std::thread& thread : threads_) thread.join();
+  for (GpuStream stream : streams_) {
+    if (stream != nullptr) runtime_->DestroyStream(device_, stream).IgnoreError();
+  }
+  if (host_staging_.taken()) {
+    std::byte* const memory = host_staging_.chunks[0].memory.data();
+    runtime_->UnregisterHost(memory).IgnoreError();
+    std::free(memory);
+  }
+  for (Staging& staging : page_staging_) {
+    if (!staging.taken()) continue;
+    runtime_->FreeDevice(device_, staging.chunks[0].memory.data()).IgnoreError();
+  }
+}
+
+// --- Threads
+
+void DeviceLink::Push(Task task) {
+  MutexLock lock(mu_);
+  tasks_.push_back(std::move(task));
+  changed_.NotifyOne();
+}
+
+void DeviceLink::RunTasks() {
+  for (;;) {
+    Task task;
+    {
+      MutexLock lock(mu_);
+      while (tasks_.empty() && !stopping_) changed_.Wait(mu_);
+      if (tasks_.empty()) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+    }
+    absl::Status fired;
+    if (task.event != nullptr) {
+      fired = runtime_->Synchronize(task.event->device, task.event->handle);
+      if (task.event->device == device_) fired = Noticed(std::move(fired));
+    }
+    task.run(fired);
+  }
+}
+
+absl::Status DeviceLink::Noticed(absl::Status status) {
+  if (IsOfTheCall(status)) return status;
+  absl::Status failed;
+  {
+    MutexLock lock(mu_);
+    if (failed_.ok()) {
+      failed_ = absl::UnavailableError(
+          absl::StrCat("device ", device_, " has failed for good: ", status.ToString()));
+    }
+    failed = failed_;
+  }
+  // Not here: the caller may hold locks that the callback wants.
+  Push({nullptr, [this, failed](const absl::Status&) {
+          MutexLock lock(callback_mu_);
+          if (std::exchange(told_, true) || on_failure_ == nullptr) return;
+          on_failure_(failed);
+        }});
+  return failed;
+}
+
+absl::Status DeviceLink::status() const {
+  MutexLock lock(mu_);
+  return failed_;
+}
+
+void DeviceLink::OnFailure(std::function<void(const absl::Status&)> callback) {
+  MutexLock lock(callback_mu_);
+  on_failure_ = std::move(callback);
+  if (told_ && on_failure_ != nullptr) on_failure_(status());
+}
+
+// --- Copies
+
+absl::StatusOr<EventRef> DeviceLink::Fence(Stream stream) {
+  if (absl::Status failed = status(); !failed.ok()) return failed;
+  if (stream.is_none()) return EventRef();
+  if (stream.space.kind != MemoryKind::kDevice) {
+    return absl::InvalidArgumentError("stream: a handle, but not of a device");
+  }
+  // What fails here may be another device than the link's.
+  absl::StatusOr<EventRef> event = events_.Take(stream.space.device);
+  absl::Status status = event.status();
+  if (status.ok()) {
+    status = runtime_->Record(stream.space.device, (*event)->handle, stream.handle);
+  }
+  if (stream.space.device == device_) status = Noticed(std::move(status));
+  if (!status.ok()) return status;
+  return event;
+}
+
+absl::Status DeviceLink::WaitFor(StreamNumber stream, absl::Span<const EventRef> events) {
+  for (size_t i = 0; i < events.size(); ++i) {
+    if (events[i] == nullptr || (i > 0 && events[i] == events[i - 1])) continue;
+    absl::Status status = Noticed(runtime_->MakeWait(device_, streams_[stream], events[i]->handle));
+    if (!status.ok()) return status;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<EventRef> DeviceLink::TakeEvent() {
+  absl::StatusOr<EventRef> event = events_.Take(device_);
+  if (!event.ok()) return Noticed(event.status());
+  return event;
+}
+
+absl::Status DeviceLink::Record(const EventRef& event, StreamNumber stream) {
+  return Noticed(runtime_->Record(device_, event->handle, streams_[stream]));
+}
+
+absl::Status DeviceLink::EnqueuePieces(absl::Span<const CopyPiece> pieces, CopyDirection direction,
+                                       StreamNumber stream, Kept* kept) {
+  std::vector<CopyPiece> batched;
+  std::vector<CopyPiece> by_kernel;
+  size_t batched_bytes = 0;
+  size_t kernel_bytes = 0;
+  const auto add = [&](const CopyPiece& piece) {
+    if (piece.bytes < options_.kernel_below_bytes) {
+      by_kernel.push_back(piece);
+      kernel_bytes += piece.bytes;
+    } else {
+      batched.push_back(piece);
+      batched_bytes += piece.bytes;
+    }
+  };
+  for (size_t i = 0; i < pieces.size();) {
+    CopyPiece joined = pieces[i++];
+    while (i < pieces.size() && pieces[i].to == joined.to + joined.bytes &&
+           pieces[i].from == joined.from + joined.bytes) {
+      joined.bytes += pieces[i++].bytes;
+    }
+    // Where the next step of registered memory begins; the device's side has none.
+    const std::byte* const host = direction == CopyDirection::kToDevice ? joined.from : joined.to;
+    const bool in_steps = direction != CopyDirection::kOnDevice && steps_.step > 0 &&
+                          host >= steps_.begin && host < steps_.begin + steps_.bytes;
+    size_t to_next = in_steps ? steps_.step - (host - steps_.begin) % steps_.step
+                              : std::numeric_limits<size_t>::max();
+    while (joined.bytes > 0) {
+      const size_t bytes = std::min(joined.bytes, to_next);
+      add({joined.to, joined.from, bytes});
+      joined = {joined.to + bytes, joined.from + bytes, joined.bytes - bytes};
+      to_next = steps_.step;
+    }
+  }
+  if (!batched.empty()) {
+    absl::Status status =
+        Noticed(runtime_->CopyBatch(device_, batched, direction, streams_[stream]));
+    if (!status.ok()) return status;
+    batched_bytes_.fetch_add(batched_bytes, std::memory_order_relaxed);
+  }
+  if (!by_kernel.empty()) {
+    const size_t list_bytes = by_kernel.size() * sizeof(CopyPiece);
+    const absl::StatusOr<std::shared_ptr<const MutableBytes>> list = buffers_.Take(list_bytes);
+    if (!list.ok()) return Noticed(list.status());
+    auto* const copies = reinterpret_cast<CopyPiece*>((*list)->data());
+    std::copy(by_kernel.begin(), by_kernel.end(), copies);
+    kept->push_back(*list);
+    absl::Status status =
+        Noticed(runtime_->CopyByKernel(device_, {copies, by_kernel.size()}, streams_[stream]));
+    if (!status.ok()) return status;
+    kernel_bytes_.fetch_add(kernel_bytes, std::memory_order_relaxed);
+  }
+  return absl::OkStatus();
+}
+
+void DeviceLink::EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end,
+                          EventRef event, absl::Status enqueued, Kept kept) {
+  for (size_t i = first; i < end; ++i) {
+    if (!batch->checks_beside(i)) continue;
+    Push({nullptr, [batch, i](const absl::Status&) { batch->EndStep(i, batch->op(i).check()); }});
+  }
+  Push({std::move(event), [batch, first, end, enqueued = std::move(enqueued),
+                           kept = std::move(kept)](const absl::Status& fired) {
+          const absl::Status& status = enqueued.ok() ? fired : enqueued;
+          for (size_t i = first; i < end; ++i) batch->EndStep(i, status);
+        }});
+}
+
+void DeviceLink::EnqueueGroup(const Call& call, size_t first, size_t end) {
+  const CopyDirection direction = call.ops[first].direction;
+  const StreamNumber stream = direction == CopyDirection::kToDevice ? kToDevice
+                              : direction == CopyDirection::kToHost ? kToHost
+                                                                    : kGather;
+  Kept kept;
+  absl::StatusOr<EventRef> event = TakeEvent();
+  absl::Status status = event.status();
+  if (status.ok()) {
+    MutexLock lock(uses_.mu());
+    std::vector<EventRef> wait_for = {call.after};
+    std::vector<CopyPiece> pieces;
+    for (size_t i = first; i < end; ++i) {
+      const Op& op = call.ops[i];
+      uses_.Begin(op.extent, stream, op.writes_extent, &wait_for);
+      call.batch->ExtentBegun(i);
+      const auto of_op = call.pieces.subspan(op.first_piece, op.num_pieces);
+      pieces.insert(pieces.end(), of_op.begin(), of_op.end());
+    }
+    status = WaitFor(stream, wait_for);
+    if (status.ok()) status = EnqueuePieces(pieces, direction, stream, &kept);
+    // Also after a refusal: what was enqueued before it runs all the same.
+    status.Update(Record(*event, stream));
+    for (size_t i = first; i < end; ++i) {
+      uses_.SetEvent(call.ops[i].extent, stream, call.ops[i].writes_extent, *event);
+    }
+    call.batch->Mark(first, end, stream, *event);
+  }
+  EndAfter(call.batch, first, end, event.ok() ? *event : nullptr, std::move(status),
+           std::move(kept));
+}
+
+Transfer DeviceLink::Copy(absl::Span<const CopyPiece> pieces, std::vector<Op> ops, Stream stream) {
+  const absl::StatusOr<EventRef> after = Fence(stream);
+  std::vector<LinkBatch::Op> states;
+  size_t total_bytes = 0;
+  bool ordered = true;
+  for (Op& op : ops) {
+    op.status.Update(after.status());
+    states.push_back({op.part, op.extent, op.status.ok() ? std::move(op.check) : nullptr,
+                      op.direction == CopyDirection::kToHost});
+    // What a thread of the host delivers is in no stream's order; it has ended when this returns.
+    ordered &= !(op.pageable && op.direction == CopyDirection::kToHost);
+    for (const CopyPiece& piece : pieces.subspan(op.first_piece, op.num_pieces)) {
+      total_bytes += piece.bytes;
+    }
+  }
+  const auto batch = std::make_shared<LinkBatch>(runtime_, &uses_, std::move(states), ordered);
+  const Call call = {batch, pieces, ops, after.ok() ? *after : nullptr};
+  const size_t group_bytes = total_bytes / kMostGroups;
+  for (size_t first = 0; first < ops.size();) {
+    if (!ops[first].status.ok()) {
+      batch->EndStep(first, ops[first].status);
+      ++first;
+      continue;
+    }
+    size_t bytes = 0;
+    size_t end = first;
+    while (end < ops.size() && ops[end].status.ok() && ops[end].direction == ops[first].direction &&
+           ops[end].pageable == ops[first].pageable &&
+           (ops[end].part == ops[first].part || bytes < group_bytes)) {
+      for (const CopyPiece& piece : pieces.subspan(ops[end].first_piece, ops[end].num_pieces)) {
+        bytes += piece.bytes;
+      }
+      ++end;
+    }
+    if (!ops[first].pageable) {
+      EnqueueGroup(call, first, end);
+    } else if (ops[first].direction == CopyDirection::kToDevice) {
+      StageIn(call, first, end);
+    } else {
+      StageOut(call, first, end);
+    }
+    first = end;
+  }
+  return batch->transfer();
+}
+
+Transfer DeviceLink::After(Stream stream) {
+  if (stream.is_none()) return Transfer::Completed(1);
+  const absl::StatusOr<EventRef> event = Fence(stream);
+  if (!event.ok()) return Transfer::Completed({event.status()});
+  const auto batch =
+      std::make_shared<LinkBatch>(runtime_, &uses_, std::vector<LinkBatch::Op>(1), true);
+  batch->Mark(0, 1, 0, *event);
+  EndAfter(batch, 0, 1, *event, absl::OkStatus(), {});
+  return batch->transfer();
+}
+
+void DeviceLink::AddStats(BackendStats* stats) const {
+  const std::string device = absl::StrCat("device_", device_, "_");
+  const auto add = [&](const char* name, const char* help, const std::atomic<uint64_t>& bytes) {
+    stats->metrics.push_back({absl::StrCat(device, name), help,
+                              static_cast<double>(bytes.load(std::memory_order_relaxed)),
+                              /*counter=*/true});
+  };
+  add("batched_bytes", "Bytes given to the device's copy engines.", batched_bytes_);
+  add("kernel_bytes", "Bytes of pieces that a kernel copies.", kernel_bytes_);
+  add("staged_bytes", "Bytes of these from and to pageable memory.", staged_bytes_);
+  add("paged_bytes", "Bytes gathered from, and scattered to, pages.", paged_bytes_);
+  const absl::Status failed = status();
+  if (!failed.ok()) stats->facts.push_back({absl::StrCat(device, "error"), failed.ToString()});
+}
+
+}  // namespace kvcache

@@ -1,0 +1,225 @@
+// DeviceLink: the way to and from one device's memory.
+#ifndef KVCACHE_BACKENDS_GPU_DEVICE_LINK_H_
+#define KVCACHE_BACKENDS_GPU_DEVICE_LINK_H_
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kvcache/backends/gpu/event_pool.h"
+#include "kvcache/backends/gpu/extent_uses.h"
+#include "kvcache/backends/gpu/gpu_runtime.h"
+#include "kvcache/backends/gpu/link_batch.h"
+#include "kvcache/backends/gpu/pinned_buffers.h"
+#include "kvcache/core/backend_stats.h"
+#include "kvcache/core/memory_space.h"
+#include "kvcache/core/mutex.h"
+#include "kvcache/core/paged_kv.h"
+#include "kvcache/core/transfer.h"
+
+namespace kvcache {
+
+struct DeviceLinkOptions {
+  // Smaller pieces are copied by a kernel, others by the device's copy engines. Default: where
+  // published figures for PCIe Gen5 cross; //bench:gpu measures it.
+  size_t kernel_below_bytes = size_t{24} << 10;
+  // Pinned memory through which pageable memory is copied; taken at its first use.
+  size_t staging_bytes = size_t{16} << 20;
+  // Device memory, for each direction, through which pages are copied to and from the host; taken
+  // at its first use. A part of more than a quarter goes without, which is slower.
+  size_t page_staging_bytes = size_t{64} << 20;
+  // Threads that wait for copies, compute checksums and run callbacks.
+  uint32_t threads = 4;
+};
+
+// Host memory that is registered in steps, over whose ends no copy may go.
+struct RegisteredInSteps {
+  const std::byte* begin = nullptr;
+  size_t bytes = 0;
+  size_t step = 0;
+};
+
+// Copies batches between a device and the host, or within the device, on streams of its own, one
+// for each direction, so that both directions run at once and beside the engine's kernels. Host
+// memory is *pinned* (registered; copies run by themselves) or *pageable* (copies go through a
+// pinned buffer, in the call).
+//
+// A copy starts after what is on the caller's stream. Ops of a call end in groups, in their order:
+// later work of the caller can wait for a part on its stream (Transfer::WaitPartOn), while the next
+// part is still being copied.
+//
+// Thread-safe. Used by backends, for whose extents it keeps `uses`.
+class DeviceLink {
+ public:
+  // Errors: those of GpuRuntime; kInvalidArgument for options that cannot be. `uses` outlives the
+  // link.
+  static absl::StatusOr<std::unique_ptr<DeviceLink>> Create(std::shared_ptr<GpuRuntime> runtime,
+                                                            int device,
+                                                            const DeviceLinkOptions& options,
+                                                            ExtentUses* uses,
+                                                            const RegisteredInSteps& steps = {});
+  // Waits for the copies under way.
+  ~DeviceLink();
+  DeviceLink(const DeviceLink&) = delete;
+  DeviceLink& operator=(const DeviceLink&) = delete;
+
+  int device() const { return device_; }
+
+  struct Op {
+    // Not OK: the op ends with this and does nothing.
+    absl::Status status = {};
+    uint32_t part = 0;
+    CopyDirection direction = CopyDirection::kOnDevice;
+    bool pageable = false;
+    // Of the backend: what it copies to or from.
+    Extent extent = {};
+    bool writes_extent = false;
+    // [first_piece, first_piece + num_pieces) of the pieces of the call.
+    size_t first_piece = 0;
+    size_t num_pieces = 0;
+    // Called, once, when the host's bytes are there: after a copy to the host, beside one from it.
+    // A failure is the op's. May be null.
+    std::function<absl::Status()> check = {};
+  };
+  // `stream`: none, or of any device.
+  Transfer Copy(absl::Span<const CopyPiece> pieces, std::vector<Op> ops, Stream stream);
+
+  // Copies between pages on the device and parts of blocks, which are on it too, or pinned.
+  struct PagedOp {
+    absl::Status status = {};
+    uint32_t part = 0;  // the layer
+    Extent extent = {};
+    TokenRange tokens = {};
+    std::byte* memory = nullptr;  // of the part
+    size_t bytes = 0;
+    std::function<absl::Status()> check = {};
+  };
+  enum class PagesSide { kGather, kScatter };
+  Transfer CopyPages(const PagedKv& kv, absl::Span<const int32_t> page_table, PagesSide side,
+                     bool parts_on_host, std::vector<PagedOp> ops, Stream stream);
+
+  // Ends when what is on `stream` now has run.
+  Transfer After(Stream stream);
+
+  // OK, or why the device can no longer be used: kUnavailable.
+  absl::Status status() const;
+  // See StorageBackend::OnFailure().
+  void OnFailure(std::function<void(const absl::Status&)> callback);
+
+  // Appends this link's figures.
+  void AddStats(BackendStats* stats) const;
+
+ private:
+  // Streams, by what they do. Pages are gathered and scattered beside the copies over the link.
+  enum StreamNumber { kToDevice, kToHost, kGather, kScatter };
+  static_assert(kScatter + 1 == ExtentUses::kStreams);
+
+  // What a thread of the link does: waits for the event, if there is one, and goes on.
+  struct Task {
+    EventRef event;
+    std::function<void(const absl::Status& fired)> run;
+  };
+
+  // Memory in pieces, used in turn.
+  struct Staging {
+    struct Chunk {
+      MutableBytes memory;
+      EventRef busy;  // until it fires
+    };
+    static constexpr size_t kChunks = 4;
+
+    // Cuts `memory` up.
+    void Use(MutableBytes memory);
+    bool taken() const { return chunks[0].memory.data() != nullptr; }
+    Chunk& Next() { return chunks[next++ % kChunks]; }
+
+    std::array<Chunk, kChunks> chunks;
+    size_t next = 0;
+  };
+  using Kept = std::vector<std::shared_ptr<const void>>;
+
+  DeviceLink(std::shared_ptr<GpuRuntime> runtime, int device, const DeviceLinkOptions& options,
+             ExtentUses* uses, const RegisteredInSteps& steps);
+  absl::Status Start();
+
+  // What a call comes after: an event behind the work on `stream`, nullptr for none. Refuses when
+  // the device has failed.
+  absl::StatusOr<EventRef> Fence(Stream stream);
+  // Each enqueues the copies of ops [first, end), of one direction, as one group, and sees to it
+  // that they end. StageOut() has ended them when it returns.
+  struct Call;
+  void EnqueueGroup(const Call& call, size_t first, size_t end);
+  void StageIn(const Call& call, size_t first, size_t end);
+  void StageOut(const Call& call, size_t first, size_t end);
+  struct PagedCall;
+  void EnqueuePages(const PagedCall& call, size_t first, size_t end);
+
+  // Copies between the device and a chunk that holds bytes of ops [first, end).
+  absl::Status EnqueueChunk(const Call& call, size_t first, size_t end,
+                            absl::Span<const CopyPiece> pieces, CopyDirection direction,
+                            const EventRef& event, Kept* kept);
+  absl::Status TakeHostStaging() ABSL_EXCLUSIVE_LOCKS_REQUIRED(staging_mu_);
+  absl::Status TakePageStaging(Staging* staging);
+  // What goes through the staging of pages at once.
+  size_t StageBytes() const { return options_.page_staging_bytes / Staging::kChunks / 4096 * 4096; }
+
+  // Joins neighbours, cuts where registered memory is cut, and chooses how to copy what is left.
+  // What the device will read later is kept in `kept`.
+  absl::Status EnqueuePieces(absl::Span<const CopyPiece> pieces, CopyDirection direction,
+                             StreamNumber stream, Kept* kept);
+  absl::Status WaitFor(StreamNumber stream, absl::Span<const EventRef> events);
+  // Taken before anything is enqueued, so that what is enqueued has an event for sure, unless the
+  // device fails.
+  absl::StatusOr<EventRef> TakeEvent();
+  absl::Status Record(const EventRef& event, StreamNumber stream);
+  // Lets ops [first, end) end with `enqueued`, and not before `event` has fired, if there is one.
+  void EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end, EventRef event,
+                absl::Status enqueued, Kept kept);
+
+  void Push(Task task);
+  void RunTasks();
+  // Notices errors after which the device is of no use; returns `status`.
+  absl::Status Noticed(absl::Status status);
+
+  const std::shared_ptr<GpuRuntime> runtime_;
+  const int device_;
+  const DeviceLinkOptions options_;
+  const RegisteredInSteps steps_;
+  ExtentUses& uses_;  // its lock makes enqueueing one step
+  EventPool events_;
+  PinnedBuffers buffers_;
+  std::array<GpuStream, ExtentUses::kStreams> streams_ = {};
+
+  Mutex staging_mu_;  // taken before uses_.mu()
+  Staging host_staging_ ABSL_GUARDED_BY(staging_mu_);
+  std::array<Staging, 2> page_staging_;  // by PagesSide; guarded by uses_.mu()
+
+  std::atomic<uint64_t> batched_bytes_ = 0;
+  std::atomic<uint64_t> kernel_bytes_ = 0;
+  std::atomic<uint64_t> staged_bytes_ = 0;
+  std::atomic<uint64_t> paged_bytes_ = 0;
+
+  mutable Mutex mu_;
+  CondVar changed_;
+  std::deque<Task> tasks_ ABSL_GUARDED_BY(mu_);
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status failed_ ABSL_GUARDED_BY(mu_);
+  Mutex callback_mu_;  // held while it runs
+  std::function<void(const absl::Status&)> on_failure_ ABSL_GUARDED_BY(callback_mu_);
+  bool told_ ABSL_GUARDED_BY(callback_mu_) = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_BACKENDS_GPU_DEVICE_LINK_H_

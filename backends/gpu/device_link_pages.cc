@@ -1,0 +1,188 @@
+// DeviceLink: between pages on the device and parts of blocks.
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kvcache/backends/gpu/device_link.h"
+#include "kvcache/backends/gpu/device_link_calls.h"
+
+namespace kvcache {
+
+absl::Status DeviceLink::TakePageStaging(Staging* staging) {
+  if (staging->taken()) return absl::OkStatus();
+  const absl::StatusOr<std::byte*> memory =
+      runtime_->AllocateDevice(device_, options_.page_staging_bytes);
+  if (!memory.ok()) {
+    return Noticed(absl::Status(memory.status().code(),
+                                absl::StrCat("page_staging_bytes = ", options_.page_staging_bytes,
+                                             ": ", memory.status().message())));
+  }
+  staging->Use({*memory, options_.page_staging_bytes});
+  return absl::OkStatus();
+}
+
+// From pages:  gather -> parts on the device, or -> staging, to_host -> pinned parts
+// To pages:    parts on the device, or pinned parts, to_device -> staging, -> scatter
+//
+// Everything is enqueued at once; events keep the order, also of who uses the staging next.
+void DeviceLink::EnqueuePages(const PagedCall& call, size_t first, size_t end) {
+  const bool gather = call.side == PagesSide::kGather;
+  const StreamNumber pages_stream = gather ? kGather : kScatter;
+  Staging& staging = page_staging_[gather ? 0 : 1];
+  const bool stage = call.parts_on_host && call.ops[first].bytes <= StageBytes();
+  const StreamNumber link_stream = gather ? kToHost : kToDevice;
+  // Where the last copy is, and where the parts are used.
+  const StreamNumber last_stream = stage && gather ? link_stream : pages_stream;
+  const StreamNumber parts_stream = stage ? link_stream : pages_stream;
+
+  PartOfTokens* const parts = call.parts + first;
+  size_t bytes = 0;
+  uint32_t most_tokens = 0;
+  uintptr_t addresses = 16;
+  for (size_t i = first; i < end; ++i) {
+    const PagedOp& op = call.ops[i];
+    call.parts[i] = {op.memory, op.tokens.first, op.tokens.count};
+    addresses |= reinterpret_cast<uintptr_t>(op.memory);
+    addresses |= op.bytes;  // in the staging, parts follow each other
+    bytes += op.bytes;
+    most_tokens = std::max(most_tokens, op.tokens.count);
+  }
+  const PagedKv::Layer& layer = call.kv.layers[call.ops[first].part];
+  const PagedCopy copy = {
+      .k = layer.k,
+      .v = layer.v,
+      .page_stride = call.kv.page_stride,
+      .page_tokens = call.kv.page_tokens,
+      .heads = call.kv.layout.kv_heads,
+      .row_bytes = static_cast<uint32_t>(call.kv.layout.head_dim * DTypeSize(call.kv.layout.dtype)),
+      .head_token_dim = call.kv.order == PagedKv::Order::kHeadTokenDim,
+      .to_pages = !gather,
+      .page_table = call.page_table,
+      .parts = parts,
+      .num_parts = static_cast<uint32_t>(end - first),
+      .most_tokens = most_tokens,
+      .alignment = static_cast<uint32_t>(addresses & -addresses),
+  };
+
+  Kept kept = {call.descriptors};
+  absl::StatusOr<EventRef> event = TakeEvent();
+  absl::StatusOr<EventRef> between = stage ? TakeEvent() : EventRef();
+  absl::Status status = event.status();
+  status.Update(between.status());
+  if (status.ok()) {
+    MutexLock lock(uses_.mu());
+    std::vector<EventRef> wait_for;
+    for (size_t i = first; i < end; ++i) {
+      uses_.Begin(call.ops[i].extent, parts_stream, /*write=*/gather, &wait_for);
+      call.batch->ExtentBegun(i);
+    }
+    std::vector<CopyPiece> pieces;
+    Staging::Chunk* chunk = nullptr;
+    if (stage) {
+      status = TakePageStaging(&staging);
+      if (status.ok()) {
+        chunk = &staging.Next();
+        std::byte* at = chunk->memory.data();
+        for (size_t i = first; i < end; ++i) {
+          const PagedOp& op = call.ops[i];
+          pieces.push_back(gather ? CopyPiece{op.memory, at, op.bytes}
+                                  : CopyPiece{at, op.memory, op.bytes});
+          call.parts[i].part = at;
+          at += op.bytes;
+        }
+      }
+    }
+    const EventRef busy = chunk == nullptr ? nullptr : chunk->busy;
+    const auto copy_pages = [&](absl::Span<const EventRef> after) {
+      status.Update(WaitFor(pages_stream, {call.after}));
+      status.Update(WaitFor(pages_stream, after));
+      if (status.ok()) {
+        status = Noticed(runtime_->CopyPages(device_, copy, streams_[pages_stream]));
+      }
+    };
+    const auto copy_parts = [&](absl::Span<const EventRef> after) {
+      status.Update(WaitFor(link_stream, wait_for));
+      status.Update(WaitFor(link_stream, after));
+      if (status.ok()) {
+        status = EnqueuePieces(pieces, gather ? CopyDirection::kToHost : CopyDirection::kToDevice,
+                               link_stream, &kept);
+      }
+    };
+    if (!stage) {
+      copy_pages(wait_for);
+    } else if (gather) {
+      copy_pages({busy});
+      status.Update(Record(*between, pages_stream));
+      copy_parts({*between});
+    } else {
+      copy_parts({busy});
+      status.Update(Record(*between, link_stream));
+      copy_pages({*between});
+    }
+    // Behind everything that was enqueued, also when something was refused.
+    status.Update(WaitFor(last_stream, {*between}));
+    status.Update(Record(*event, last_stream));
+    if (chunk != nullptr) chunk->busy = *event;
+    for (size_t i = first; i < end; ++i) {
+      uses_.SetEvent(call.ops[i].extent, parts_stream, /*write=*/gather, *event);
+    }
+    call.batch->Mark(first, end, last_stream, *event);
+    paged_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  }
+  EndAfter(call.batch, first, end, event.ok() ? *event : nullptr, std::move(status),
+           std::move(kept));
+}
+
+Transfer DeviceLink::CopyPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                               PagesSide side, bool parts_on_host, std::vector<PagedOp> ops,
+                               Stream stream) {
+  // One buffer for what the device reads: the parts, then the page table.
+  const size_t parts_bytes = ops.size() * sizeof(PartOfTokens);
+  const size_t table_bytes = page_table.size() * sizeof(int32_t);
+  const absl::StatusOr<EventRef> after = Fence(stream);
+  const absl::StatusOr<std::shared_ptr<const MutableBytes>> descriptors =
+      after.ok() ? buffers_.Take(parts_bytes + table_bytes) : after.status();
+  const absl::Status ready = Noticed(descriptors.status());
+  std::vector<LinkBatch::Op> states;
+  for (PagedOp& op : ops) {
+    op.status.Update(ready);
+    if (op.bytes >= kMostKernelBytes) {
+      op.status.Update(
+          absl::InvalidArgumentError(absl::StrCat("part ", op.part, ": ", op.bytes, " bytes, ",
+                                                  kMostKernelBytes, " or more for one part")));
+    }
+    states.push_back({op.part, op.extent, op.status.ok() ? std::move(op.check) : nullptr,
+                      /*check_after_copy=*/side == PagesSide::kGather});
+  }
+  const auto batch =
+      std::make_shared<LinkBatch>(runtime_, &uses_, std::move(states), /*ordered=*/true);
+  PagedCall call = {batch, kv, ops, side, parts_on_host, nullptr, nullptr, nullptr, nullptr};
+  if (ready.ok()) {
+    call.after = *after;
+    call.descriptors = *descriptors;
+    call.parts = reinterpret_cast<PartOfTokens*>((*descriptors)->data());
+    std::byte* const table = (*descriptors)->data() + parts_bytes;
+    std::memcpy(table, page_table.data(), table_bytes);
+    call.page_table = reinterpret_cast<const int32_t*>(table);
+  }
+  for (size_t first = 0; first < ops.size();) {
+    if (!ops[first].status.ok()) {
+      batch->EndStep(first, ops[first].status);
+      ++first;
+      continue;
+    }
+    size_t end = first;
+    size_t bytes = 0;
+    while (end < ops.size() && ops[end].status.ok() && ops[end].part == ops[first].part &&
+           (!parts_on_host || end == first || bytes + ops[end].bytes <= StageBytes())) {
+      bytes += ops[end].bytes;
+      ++end;
+    }
+    EnqueuePages(call, first, end);
+    first = end;
+  }
+  return batch->transfer();
+}
+
+}  // namespace kvcache

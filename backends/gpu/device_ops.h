@@ -1,0 +1,41 @@
+// From the ops of a StorageBackend to those of a DeviceLink. Internal to the backends.
+#ifndef KVCACHE_BACKENDS_GPU_DEVICE_OPS_H_
+#define KVCACHE_BACKENDS_GPU_DEVICE_OPS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "kvcache/backends/gpu/device_kernels.h"
+#include "kvcache/core/memory_space.h"
+#include "kvcache/core/storage_backend.h"
+
+namespace kvcache {
+
+inline const Extent& ExtentOf(const WriteOp& op) { return op.destination; }
+inline const Extent& ExtentOf(const ReadOp& op) { return op.source; }
+inline const Extent& ExtentOf(const PagedWriteOp& op) { return op.destination; }
+inline const Extent& ExtentOf(const PagedReadOp& op) { return op.source; }
+inline const MemorySpace& SpaceOf(const WriteOp& op) { return op.source_space; }
+inline const MemorySpace& SpaceOf(const ReadOp& op) { return op.destination_space; }
+
+// The copies that an op asks for, where its bytes begin at `at`; none of 0 bytes.
+void AppendPieces(const WriteOp& op, std::byte* at, std::vector<CopyPiece>* pieces);
+void AppendPieces(const ReadOp& op, const std::byte* at, std::vector<CopyPiece>* pieces);
+
+// What the checksums of an op ask for; null when they ask for nothing. Of the bytes in the backend,
+// which begin at `at`, or of those on the other side.
+std::function<absl::Status()> CheckInside(const WriteOp& op, const std::byte* at);
+std::function<absl::Status()> CheckInside(const ReadOp& op, const std::byte* at);
+std::function<absl::Status()> CheckOutside(const WriteOp& op);
+std::function<absl::Status()> CheckOutside(const ReadOp& op);
+// Of a part of `bytes` bytes at `at`.
+std::function<absl::Status()> CheckPart(const PagedWriteOp& op, const std::byte* at, size_t bytes);
+std::function<absl::Status()> CheckPart(const PagedReadOp& op, const std::byte* at, size_t bytes);
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_BACKENDS_GPU_DEVICE_OPS_H_

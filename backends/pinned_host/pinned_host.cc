@@ -1,0 +1,238 @@
+#include "kvcache/backends/pinned_host/pinned_host.h"
+
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kvcache/backends/gpu/device_ops.h"
+#include "kvcache/backends/gpu/extent_uses.h"
+#include "kvcache/backends/pinned_host/pinned_region.h"
+#include "kvcache/core/check.h"
+#include "kvcache/core/host_copy.h"
+#include "kvcache/core/mutex.h"
+
+namespace kvcache {
+namespace {
+
+class PinnedHostBackend final : public StorageBackend {
+ public:
+  PinnedHostBackend(const PinnedHostOptions& options, std::shared_ptr<GpuRuntime> runtime,
+                    std::unique_ptr<PinnedRegion> region)
+      : link_options_(options.link),
+        runtime_(std::move(runtime)),
+        region_(std::move(region)),
+        traits_{.name = "pinned_host",
+                .memory_space = {region_->progress().pinned_bytes > 0 ? MemoryKind::kPinnedHost
+                                                                      : MemoryKind::kHost},
+                .capacity_bytes = region_->capacity(),
+                .alignment = region_->alignment()},
+        uses_([this](const Extent& extent) { region_->Free(extent); }) {}
+
+  const BackendTraits& traits() const override { return traits_; }
+
+  absl::StatusOr<Extent> Allocate(size_t bytes) override { return region_->Allocate(bytes); }
+
+  void Free(Extent extent) override { uses_.Free(extent); }
+
+  std::byte* Address(Extent extent) const override {
+    KVCACHE_CHECK(extent.offset <= traits_.capacity_bytes &&
+                      extent.size <= traits_.capacity_bytes - extent.offset,
+                  "not an extent of this backend: offset ", extent.offset, ", size ", extent.size,
+                  ", capacity ", traits_.capacity_bytes);
+    return region_->data() + extent.offset;
+  }
+
+  Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override { return Run(ops, stream); }
+  Transfer Read(absl::Span<const ReadOp> ops, Stream stream) override { return Run(ops, stream); }
+
+  Transfer WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                      absl::Span<const PagedWriteOp> ops, Stream stream) override {
+    if (kv.space.kind == MemoryKind::kDevice) {
+      return RunPages(kv, page_table, ops, stream, DeviceLink::PagesSide::kGather);
+    }
+    for (const PagedWriteOp& op : ops) WaitForCopies(op.destination, /*write=*/true);
+    return StorageBackend::WritePages(kv, page_table, ops, stream);
+  }
+
+  Transfer ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                     absl::Span<const PagedReadOp> ops, Stream stream) override {
+    if (kv.space.kind == MemoryKind::kDevice) {
+      return RunPages(kv, page_table, ops, stream, DeviceLink::PagesSide::kScatter);
+    }
+    for (const PagedReadOp& op : ops) WaitForCopies(op.source, /*write=*/false);
+    return StorageBackend::ReadPages(kv, page_table, ops, stream);
+  }
+
+  Transfer After(Stream stream) override {
+    if (stream.is_none()) return Transfer::Completed(1);
+    const absl::StatusOr<DeviceLink*> link = LinkTo(stream.space.device);
+    if (!link.ok()) return Transfer::Completed({link.status()});
+    return (*link)->After(stream);
+  }
+
+  BackendStats stats() const override {
+    const PinnedRegion::Progress progress = region_->progress();
+    BackendStats stats;
+    stats.metrics = {
+        {"pinned_bytes", "Memory that is pinned.", static_cast<double>(progress.pinned_bytes)},
+        {"pinning_seconds", "Time that pinning has taken.", absl::ToDoubleSeconds(progress.pinning),
+         /*counter=*/true}};
+    if (!progress.refused.ok()) {
+      stats.facts.push_back({"pin_error", progress.refused.ToString()});
+    }
+    MutexLock lock(mu_);
+    for (const auto& [device, link] : links_) link->AddStats(&stats);
+    return stats;
+  }
+
+ private:
+  absl::StatusOr<DeviceLink*> LinkTo(int device) {
+    if (runtime_ == nullptr) return absl::UnavailableError("pinned_host has no GPU runtime");
+    MutexLock lock(mu_);
+    std::unique_ptr<DeviceLink>& link = links_[device];
+    if (link == nullptr) {
+      absl::StatusOr<std::unique_ptr<DeviceLink>> created =
+          DeviceLink::Create(runtime_, device, link_options_, &uses_,
+                             {region_->data(), region_->capacity(), region_->chunk_bytes()});
+      if (!created.ok()) {
+        links_.erase(device);
+        return created.status();
+      }
+      link = *std::move(created);
+    }
+    return link.get();
+  }
+
+  // Copies that are under way by a device, and that this processor must not overtake.
+  void WaitForCopies(const Extent& extent, bool write) {
+    for (const EventRef& event : uses_.Conflicts(extent, write)) {
+      // A device that has failed copies nothing any more.
+      runtime_->Synchronize(event->device, event->handle).IgnoreError();
+    }
+  }
+
+  static absl::Status Copy(const WriteOp& op, std::byte* at) {
+    CopyIn(op, at);
+    return absl::OkStatus();
+  }
+  static absl::Status Copy(const ReadOp& op, const std::byte* at) { return CopyOut(op, at); }
+
+  template <typename Op>
+  absl::Status CopyOnHost(const Op& op, Stream stream) {
+    if (!stream.is_none()) {
+      return absl::InvalidArgumentError(
+          "pinned_host cannot order a copy between host memory behind a stream");
+    }
+    WaitForCopies(ExtentOf(op), std::is_same_v<Op, WriteOp>);
+    return Copy(op, Address(ExtentOf(op)) + op.offset);
+  }
+
+  template <typename Op>
+  Transfer Run(absl::Span<const Op> ops, Stream stream) {
+    constexpr bool kWrite = std::is_same_v<Op, WriteOp>;
+    DeviceLink* link = nullptr;
+    std::vector<CopyPiece> pieces;
+    std::vector<DeviceLink::Op> link_ops(ops.size());
+    bool failed = false;
+    for (size_t i = 0; i < ops.size(); ++i) {
+      const Op& op = ops[i];
+      DeviceLink::Op& link_op = link_ops[i];
+      link_op = {.part = op.part,
+                 .direction = kWrite ? CopyDirection::kToHost : CopyDirection::kToDevice,
+                 .extent = ExtentOf(op),
+                 .writes_extent = kWrite,
+                 .first_piece = pieces.size()};
+      link_op.status = ValidateOp(op);
+      if (link_op.status.ok() && SpaceOf(op).kind != MemoryKind::kDevice) {
+        link_op.status = CopyOnHost(op, stream);
+      } else if (link_op.status.ok()) {
+        link_op.status = FindLink(SpaceOf(op).device, &link);
+        if (!link_op.status.ok()) {
+          failed = true;
+          continue;
+        }
+        std::byte* const at = Address(ExtentOf(op)) + op.offset;
+        AppendPieces(op, at, &pieces);
+        link_op.num_pieces = pieces.size() - link_op.first_piece;
+        link_op.pageable = !region_->IsPinned(ExtentOf(op));
+        link_op.check = CheckInside(op, at);
+      }
+      failed |= !link_op.status.ok();
+    }
+    if (link != nullptr) return link->Copy(pieces, std::move(link_ops), stream);
+    if (!failed) return Transfer::Completed(ops.size());
+    std::vector<uint32_t> parts;
+    for (const Op& op : ops) parts.push_back(op.part);
+    const TransferSource source(parts);
+    for (size_t i = 0; i < ops.size(); ++i) source.Complete(i, std::move(link_ops[i].status));
+    return source.transfer();
+  }
+
+  // The one link that a call uses.
+  absl::Status FindLink(int device, DeviceLink** link) {
+    if (*link == nullptr) {
+      const absl::StatusOr<DeviceLink*> found = LinkTo(device);
+      if (!found.ok()) return found.status();
+      *link = *found;
+    }
+    if ((*link)->device() == device) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat("one call for the memory of device ",
+                                                   (*link)->device(), " and of device ", device));
+  }
+
+  template <typename Op>
+  Transfer RunPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                    absl::Span<const Op> ops, Stream stream, DeviceLink::PagesSide side) {
+    absl::Status status = kv.Validate();
+    DeviceLink* link = nullptr;
+    if (status.ok()) status = FindLink(kv.space.device, &link);
+    if (!status.ok()) {
+      return Transfer::Completed(std::vector<absl::Status>(ops.size(), std::move(status)));
+    }
+    std::vector<DeviceLink::PagedOp> link_ops;
+    for (const Op& op : ops) {
+      DeviceLink::PagedOp& link_op = link_ops.emplace_back();
+      link_op.status = ValidateOp(kv, page_table, op);
+      link_op.part = op.part;
+      link_op.extent = ExtentOf(op);
+      link_op.tokens = op.tokens;
+      if (!link_op.status.ok()) continue;
+      if (!region_->IsPinned(ExtentOf(op))) {
+        link_op.status = absl::FailedPreconditionError(
+            "the block is in memory that could not be pinned, which pages on a device cannot be "
+            "copied to or from");
+        continue;
+      }
+      link_op.bytes = *kv.layout.PartBytes(op.tokens.count);
+      link_op.memory = Address(ExtentOf(op)) + op.offset;
+      link_op.check = CheckPart(op, link_op.memory, link_op.bytes);
+    }
+    return link->CopyPages(kv, page_table, side, /*parts_on_host=*/true, std::move(link_ops),
+                           stream);
+  }
+
+  const DeviceLinkOptions link_options_;
+  const std::shared_ptr<GpuRuntime> runtime_;
+  const std::unique_ptr<PinnedRegion> region_;
+  const BackendTraits traits_;
+  ExtentUses uses_;
+  mutable Mutex mu_;
+  std::map<int, std::unique_ptr<DeviceLink>> links_ ABSL_GUARDED_BY(mu_);  // use `uses_`
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<StorageBackend>> CreatePinnedHostBackend(
+    const PinnedHostOptions& options, std::shared_ptr<GpuRuntime> runtime) {
+  absl::StatusOr<std::unique_ptr<PinnedRegion>> region = PinnedRegion::Create(
+      runtime, {.capacity_bytes = options.capacity_bytes,
+                .chunk_bytes = options.chunk_bytes,
+                .numa_node = options.numa_node,
+                .pageable_if_refused =
+                    options.if_not_pinnable == PinnedHostOptions::IfNotPinnable::kUsePageable});
+  if (!region.ok()) return region.status();
+  return std::make_unique<PinnedHostBackend>(options, std::move(runtime), *std::move(region));
+}
+
+}  // namespace kvcache

@@ -1,0 +1,176 @@
+// For tests: a GPU made of host memory, whose work runs when the test says so.
+#ifndef KVCACHE_TESTS_FAKE_GPU_FAKE_GPU_RUNTIME_H_
+#define KVCACHE_TESTS_FAKE_GPU_FAKE_GPU_RUNTIME_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <random>
+#include <set>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/string_view.h"
+#include "kvcache/backends/gpu/gpu_runtime.h"
+#include "kvcache/core/mutex.h"
+
+namespace kvcache {
+
+// Work on streams runs in steps: a piece of a copy, a kernel, a record, a wait. Each step takes a
+// stream at random (seeded) among those that can go on, and of a batch a piece at random, so that
+// over many seeds every order is seen that a GPU might choose. Bytes are read when their step runs.
+//
+// Stricter than a GPU. What a GPU may or may not forgive is refused or noticed, and violations()
+// tells of it: null streams, handles that are gone, overlapping pieces, host memory that is not
+// registered or is registered in two calls, device memory that was freed, a direction that the
+// memory does not have, memory that is freed or unregistered while work names it, peers that were
+// not enabled, what was never given back.
+//
+// Device memory is full of kFreshByte. Thread-safe.
+class FakeGpuRuntime final : public GpuRuntime {
+ public:
+  static constexpr std::byte kFreshByte{0xDB};
+
+  struct Options {
+    int devices = 1;
+    size_t device_bytes = size_t{64} << 20;
+    uint32_t seed = 1;
+    // Whether waiting for an event runs steps until it has fired. Otherwise it blocks until a test
+    // has run them.
+    bool run_when_waited_for = true;
+  };
+  explicit FakeGpuRuntime(const Options& options);
+  ~FakeGpuRuntime() override;
+
+  // Runs a step; false when no stream can go on.
+  bool Step();
+  void RunAll();
+  // Steps and pieces that have not run.
+  size_t pending() const;
+
+  // The call after `skip` calls of this name, "AllocateDevice" say, does nothing and returns
+  // `status`.
+  void FailCall(absl::string_view name, absl::Status status, int skip = 0);
+  // From now on, or once `steps` more steps have run, nothing runs on the device and every call
+  // that concerns it fails with kInternal.
+  void LoseDevice(int device, int steps = 0);
+
+  std::vector<std::string> violations() const;
+  size_t registered_bytes() const;
+  // Calls of this name that were made.
+  int calls(absl::string_view name) const;
+
+  // A stream of an engine, and work on it: runs `work` in order, without the lock.
+  Stream EngineStream(int device = 0);
+  void Enqueue(Stream stream, std::function<void()> work);
+
+  absl::StatusOr<int> DeviceCount() override;
+  absl::StatusOr<GpuDevice> Describe(int device) override;
+  absl::Status EnablePeer(int device, int peer) override;
+  absl::StatusOr<std::byte*> AllocateDevice(int device, size_t bytes) override;
+  absl::Status FreeDevice(int device, std::byte* memory) override;
+  absl::Status RegisterHost(MutableBytes memory) override;
+  absl::Status UnregisterHost(std::byte* memory) override;
+  absl::StatusOr<GpuStream> CreateStream(int device) override;
+  absl::Status DestroyStream(int device, GpuStream stream) override;
+  absl::StatusOr<GpuEvent> CreateEvent(int device) override;
+  absl::Status DestroyEvent(int device, GpuEvent event) override;
+  absl::Status Record(int device, GpuEvent event, GpuStream stream) override;
+  absl::Status MakeWait(int device, GpuStream stream, GpuEvent event) override;
+  absl::Status Synchronize(int device, GpuEvent event) override;
+  absl::Status CopyBatch(int device, absl::Span<const CopyPiece> pieces, CopyDirection direction,
+                         GpuStream stream) override;
+  absl::Status CopyByKernel(int device, absl::Span<const CopyPiece> pieces,
+                            GpuStream stream) override;
+  absl::Status CopyPages(int device, const PagedCopy& copy, GpuStream stream) override;
+
+ private:
+  struct Event {
+    int device;
+    uint64_t recorded = 0;  // how many times
+    // Of these, those that have not fired: an event may be recorded again before it has.
+    std::set<uint64_t> pending = {};
+  };
+  struct CopyWork {
+    std::vector<CopyPiece> pieces;
+    CopyDirection direction;
+  };
+  struct KernelWork {  // reads its list when it runs
+    const CopyPiece* pieces;
+    size_t num_pieces;
+  };
+  struct PagedWork {
+    PagedCopy copy;
+  };
+  struct RecordWork {
+    GpuEvent event;
+    uint64_t number;
+  };
+  struct WaitWork {
+    GpuEvent event;
+    uint64_t number;
+  };
+  struct HostWork {
+    std::function<void()> work;
+  };
+  using Work = std::variant<CopyWork, KernelWork, PagedWork, RecordWork, WaitWork, HostWork>;
+  struct FakeStream {
+    int device;
+    std::deque<Work> work;
+    bool busy = false;  // runs a HostWork
+  };
+  struct Memory {
+    size_t bytes;
+    int device;  // -1: registered host memory
+    std::unique_ptr<std::byte[]> owned;
+  };
+  struct Failure {
+    std::string call;
+    int skip;
+    absl::Status status;
+  };
+
+  // What a call returns before it does anything: injected, or of a lost device.
+  absl::Status Enter(const char* call, int device) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status Refuse(std::string what) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Null, with a violation, when there is none.
+  FakeStream* FindStream(const char* call, int device, GpuStream stream)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Event* FindEvent(const char* call, GpuEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The memory that has all of these bytes, or null.
+  const Memory* Find(const std::byte* at, size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // A violation unless `device` can reach all of these bytes.
+  bool CheckReach(const char* call, int device, const std::byte* at, size_t bytes)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool CheckPieces(const char* call, int device, absl::Span<const CopyPiece> pieces,
+                   const CopyDirection* direction) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool CanRun(const FakeStream& stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool IsNamed(const std::byte* memory, size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RunPages(int device, const PagedCopy& copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool IsLost(int device) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const Options options_;
+  mutable Mutex mu_;
+  CondVar changed_;
+  std::mt19937 random_ ABSL_GUARDED_BY(mu_);
+  std::map<uintptr_t, Memory> memory_ ABSL_GUARDED_BY(mu_);
+  std::vector<size_t> free_bytes_ ABSL_GUARDED_BY(mu_);  // of devices
+  std::map<GpuStream, std::unique_ptr<FakeStream>> streams_ ABSL_GUARDED_BY(mu_);
+  std::vector<GpuStream> engine_streams_ ABSL_GUARDED_BY(mu_);
+  std::map<GpuEvent, std::unique_ptr<Event>> events_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::pair<int, int>> peers_ ABSL_GUARDED_BY(mu_);
+  std::vector<Failure> failures_ ABSL_GUARDED_BY(mu_);
+  std::vector<int64_t> lost_after_ ABSL_GUARDED_BY(mu_);  // steps; of devices
+  std::map<std::string, int> calls_ ABSL_GUARDED_BY(mu_);
+  std::vector<std::string> violations_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_TESTS_FAKE_GPU_FAKE_GPU_RUNTIME_H_
