@@ -59,6 +59,7 @@ int main(int argc, char** argv) {
   kvcache::bench::MeasurePolicies(suite);
   kvcache::bench::MeasureAdvice(suite);
   kvcache::bench::MeasureCopies(suite);
+  kvcache::bench::MeasurePages(suite);
   kvcache::bench::MeasureThreads(suite);
   kvcache::bench::MeasureAllocator(suite);
   const std::string results = suite.Report();

@@ -71,6 +71,7 @@ void MeasurePolicies(Suite& suite);
 void MeasureAdvice(Suite& suite);
 void MeasureThreads(Suite& suite);
 void MeasureCopies(Suite& suite);
+void MeasurePages(Suite& suite);
 void MeasureAllocator(Suite& suite);
 
 }  // namespace kvcache::bench

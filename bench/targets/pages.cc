@@ -1,0 +1,113 @@
+// K/V between an engine's pages and blocks, by this processor.
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "kvcache/bench/targets/suite.h"
+#include "kvcache/core/checksum.h"
+#include "kvcache/core/paged_kv.h"
+
+namespace kvcache::bench {
+namespace {
+
+constexpr uint32_t kHeads = 8;
+constexpr uint32_t kHeadDim = 128;
+constexpr uint32_t kBlockTokens = 64;
+constexpr size_t kPartBytes = size_t{2} * kBlockTokens * kHeads * kHeadDim * 2;
+constexpr size_t kWorkingSet = size_t{256} << 20;
+constexpr size_t kParts = kWorkingSet / kPartBytes;
+constexpr size_t kTurn = 64;  // parts in one round
+
+// Pages of one layer, in any order, and parts for all of their tokens.
+class Pages {
+ public:
+  Pages(uint32_t page_tokens, PagedKv::Order order)
+      : pages_(kWorkingSet, std::byte{1}), parts_(kWorkingSet, std::byte{2}) {
+    kv_.layout = {.dtype = DType::kBF16, .layers = 1, .kv_heads = kHeads, .head_dim = kHeadDim};
+    kv_.order = order;
+    kv_.page_tokens = page_tokens;
+    kv_.page_stride = 2 * kv_.PageBytes();
+    kv_.pages = kWorkingSet / kv_.page_stride;
+    kv_.layers = {{pages_.data(), pages_.data() + kv_.PageBytes()}};
+    table_.resize(kv_.pages);
+    std::iota(table_.begin(), table_.end(), 0);
+    std::shuffle(table_.begin(), table_.end(), std::mt19937(1));
+  }
+
+  double Gather() {
+    return BytesPerSecond(
+        [this](TokenRange tokens, std::byte* part) { GatherPart(kv_, table_, 0, tokens, part); });
+  }
+  double GatherAndSum() {
+    return BytesPerSecond([this](TokenRange tokens, std::byte* part) {
+      GatherPart(kv_, table_, 0, tokens, part);
+      sum_ += ChecksumOf({part, kPartBytes});
+    });
+  }
+  double Scatter() {
+    return BytesPerSecond(
+        [this](TokenRange tokens, std::byte* part) { ScatterPart(kv_, table_, 0, tokens, part); });
+  }
+  // As many bytes, from and to as cold memory.
+  double Memcpy() {
+    return BytesPerSecond([this](TokenRange tokens, std::byte* part) {
+      std::memcpy(part, pages_.data() + (part - parts_.data() + kWorkingSet / 2) % kWorkingSet,
+                  kPartBytes);
+    });
+  }
+
+ private:
+  template <typename Copy>
+  double BytesPerSecond(const Copy& copy) {
+    const double seconds = Seconds([&] {
+      for (size_t i = 0; i < kTurn; ++i) {
+        const size_t part = next_++ % kParts;
+        copy({static_cast<uint32_t>(part * kBlockTokens), kBlockTokens},
+             parts_.data() + part * kPartBytes);
+      }
+    });
+    return kTurn * kPartBytes / seconds / 1e9;
+  }
+
+  PagedKv kv_;
+  std::vector<std::byte> pages_;
+  std::vector<std::byte> parts_;
+  std::vector<int32_t> table_;
+  size_t next_ = 0;
+  uint64_t sum_ = 0;
+};
+
+}  // namespace
+
+void MeasurePages(Suite& suite) {
+  if (!suite.Wants("pages")) return;
+  struct Shape {
+    uint32_t page_tokens;
+    PagedKv::Order order;
+    const char* name;
+    double target;
+  };
+  for (const Shape& shape : {Shape{16, PagedKv::Order::kTokenHeadDim, "of 16, token-major", 0.7},
+                             Shape{16, PagedKv::Order::kHeadTokenDim, "of 16, head-major", 0.7},
+                             Shape{1, PagedKv::Order::kTokenHeadDim, "of 1", 0.5}}) {
+    Pages pages(shape.page_tokens, shape.order);
+    const auto memcpy = [&] { return pages.Memcpy(); };
+    suite.Ratio(
+        absl::StrCat("gather from pages ", shape.name), "GB/s", Goal::kAtLeast, shape.target,
+        [&] { return pages.Gather(); }, "memcpy", memcpy);
+    suite.Ratio(
+        absl::StrCat("gather from pages ", shape.name, ", and checksum"), "GB/s", Goal::kAtLeast,
+        0.4, [&] { return pages.GatherAndSum(); }, "memcpy", memcpy);
+    suite.Ratio(
+        absl::StrCat("scatter to pages ", shape.name), "GB/s", Goal::kAtLeast, shape.target,
+        [&] { return pages.Scatter(); }, "memcpy", memcpy);
+  }
+}
+
+}  // namespace kvcache::bench
