@@ -96,11 +96,10 @@ void Launch(const PagedCopy& copy, const PagedShape& shape, dim3 grid, cudaStrea
 }  // namespace
 
 int LaunchCopyPieces(const CopyPiece* pieces, size_t num_pieces, void* stream) {
-  // Few pieces are divided among many blocks.
-  const unsigned blocks_each =
-      num_pieces >= kMostBlocks / 2 ? 1 : static_cast<unsigned>(kMostBlocks / 2 / num_pieces);
-  const unsigned at_once = static_cast<unsigned>(
-      std::min<size_t>(num_pieces, std::max(1u, kMostBlocks / blocks_each)));
+  // Few pieces are divided among several blocks each.
+  const unsigned blocks_each = num_pieces < 512 ? 8 : 1;
+  const auto at_once =
+      static_cast<unsigned>(std::min<size_t>(num_pieces, kMostBlocks / blocks_each));
   CopyPiecesKernel<<<at_once * blocks_each, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
       pieces, num_pieces, blocks_each);
   return cudaGetLastError();

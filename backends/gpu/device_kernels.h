@@ -31,7 +31,7 @@ struct PagedCopy {
   uint32_t row_bytes;  // of one head of one token
   bool head_token_dim;
   bool to_pages;
-  const int32_t* page_table;  // reachable by the device
+  const int32_t* page_table;  // on the device: every thread reads it, again and again
   const PartOfTokens* parts;  // [num_parts], reachable by the device
   uint32_t num_parts;
   uint32_t most_tokens;  // of any part

@@ -53,7 +53,8 @@ DeviceLink::DeviceLink(std::shared_ptr<GpuRuntime> runtime, int device,
       steps_(steps),
       uses_(*uses),
       events_(runtime_),
-      buffers_(runtime_) {}
+      pinned_buffers_(BufferPool::Pinned(runtime_)),
+      device_buffers_(BufferPool::OnDevice(runtime_, device)) {}
 
 absl::Status DeviceLink::Start() {
   for (GpuStream& stream : streams_) {
@@ -229,7 +230,7 @@ absl::Status DeviceLink::EnqueuePieces(absl::Span<const CopyPiece> pieces, CopyD
   }
   if (!by_kernel.empty()) {
     const size_t list_bytes = by_kernel.size() * sizeof(CopyPiece);
-    const absl::StatusOr<std::shared_ptr<const MutableBytes>> list = buffers_.Take(list_bytes);
+    const absl::StatusOr<BufferRef> list = pinned_buffers_.Take(list_bytes);
     if (!list.ok()) return Noticed(list.status());
     auto* const copies = reinterpret_cast<CopyPiece*>((*list)->data());
     std::copy(by_kernel.begin(), by_kernel.end(), copies);

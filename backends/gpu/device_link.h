@@ -16,11 +16,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kvcache/backends/gpu/buffer_pool.h"
 #include "kvcache/backends/gpu/event_pool.h"
 #include "kvcache/backends/gpu/extent_uses.h"
 #include "kvcache/backends/gpu/gpu_runtime.h"
 #include "kvcache/backends/gpu/link_batch.h"
-#include "kvcache/backends/gpu/pinned_buffers.h"
 #include "kvcache/core/backend_stats.h"
 #include "kvcache/core/memory_space.h"
 #include "kvcache/core/mutex.h"
@@ -162,7 +162,9 @@ class DeviceLink {
   void StageIn(const Call& call, size_t first, size_t end);
   void StageOut(const Call& call, size_t first, size_t end);
   struct PagedCall;
-  void EnqueuePages(const PagedCall& call, size_t first, size_t end);
+  absl::Status PrepareDescriptors(absl::Span<const int32_t> page_table, size_t num_ops,
+                                  PagedCall* call);
+  void EnqueuePages(PagedCall& call, size_t first, size_t end);
 
   // Copies between the device and a chunk that holds bytes of ops [first, end).
   absl::Status EnqueueChunk(const Call& call, size_t first, size_t end,
@@ -197,7 +199,8 @@ class DeviceLink {
   const RegisteredInSteps steps_;
   ExtentUses& uses_;  // its lock makes enqueueing one step
   EventPool events_;
-  PinnedBuffers buffers_;
+  BufferPool pinned_buffers_;
+  BufferPool device_buffers_;
   std::array<GpuStream, ExtentUses::kStreams> streams_ = {};
 
   Mutex staging_mu_;  // taken before uses_.mu()

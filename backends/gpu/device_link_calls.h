@@ -3,6 +3,7 @@
 #define KVCACHE_BACKENDS_GPU_DEVICE_LINK_CALLS_H_
 
 #include <memory>
+#include <vector>
 
 #include "kvcache/backends/gpu/device_link.h"
 
@@ -22,9 +23,12 @@ struct DeviceLink::PagedCall {
   PagesSide side;
   bool parts_on_host;
   EventRef after;
-  const int32_t* page_table;                        // as the device reads it
-  PartOfTokens* parts;                              // [ops.size()], as the device reads it
-  std::shared_ptr<const MutableBytes> descriptors;  // where these two are
+  // The page table goes to the device, since every thread reads it, with the first group.
+  CopyPiece table;
+  bool table_copied;
+  // [ops.size()], in pinned memory.
+  PartOfTokens* parts;
+  std::vector<std::shared_ptr<const void>> descriptors;  // where these two are
 };
 
 }  // namespace kvcache

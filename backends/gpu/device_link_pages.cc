@@ -26,7 +26,7 @@ absl::Status DeviceLink::TakePageStaging(Staging* staging) {
 // To pages:    parts on the device, or pinned parts, to_device -> staging, -> scatter
 //
 // Everything is enqueued at once; events keep the order, also of who uses the staging next.
-void DeviceLink::EnqueuePages(const PagedCall& call, size_t first, size_t end) {
+void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
   const bool gather = call.side == PagesSide::kGather;
   const StreamNumber pages_stream = gather ? kGather : kScatter;
   Staging& staging = page_staging_[gather ? 0 : 1];
@@ -58,14 +58,14 @@ void DeviceLink::EnqueuePages(const PagedCall& call, size_t first, size_t end) {
       .row_bytes = static_cast<uint32_t>(call.kv.layout.head_dim * DTypeSize(call.kv.layout.dtype)),
       .head_token_dim = call.kv.order == PagedKv::Order::kHeadTokenDim,
       .to_pages = !gather,
-      .page_table = call.page_table,
+      .page_table = reinterpret_cast<const int32_t*>(call.table.to),
       .parts = parts,
       .num_parts = static_cast<uint32_t>(end - first),
       .most_tokens = most_tokens,
       .alignment = static_cast<uint32_t>(addresses & -addresses),
   };
 
-  Kept kept = {call.descriptors};
+  Kept kept = call.descriptors;
   absl::StatusOr<EventRef> event = TakeEvent();
   absl::StatusOr<EventRef> between = stage ? TakeEvent() : EventRef();
   absl::Status status = event.status();
@@ -97,6 +97,11 @@ void DeviceLink::EnqueuePages(const PagedCall& call, size_t first, size_t end) {
     const auto copy_pages = [&](absl::Span<const EventRef> after) {
       status.Update(WaitFor(pages_stream, {call.after}));
       status.Update(WaitFor(pages_stream, after));
+      if (status.ok() && !call.table_copied) {
+        status = Noticed(runtime_->CopyBatch(device_, {&call.table, 1}, CopyDirection::kToDevice,
+                                             streams_[pages_stream]));
+        call.table_copied = status.ok();
+      }
       if (status.ok()) {
         status = Noticed(runtime_->CopyPages(device_, copy, streams_[pages_stream]));
       }
@@ -134,16 +139,32 @@ void DeviceLink::EnqueuePages(const PagedCall& call, size_t first, size_t end) {
            std::move(kept));
 }
 
+absl::Status DeviceLink::PrepareDescriptors(absl::Span<const int32_t> page_table, size_t num_ops,
+                                            PagedCall* call) {
+  const size_t parts_bytes = num_ops * sizeof(PartOfTokens);
+  const size_t table_bytes = page_table.size() * sizeof(int32_t);
+  const absl::StatusOr<BufferRef> pinned = pinned_buffers_.Take(parts_bytes + table_bytes);
+  if (!pinned.ok()) return pinned.status();
+  const absl::StatusOr<BufferRef> on_device = device_buffers_.Take(table_bytes);
+  if (!on_device.ok()) return on_device.status();
+  call->descriptors = {*pinned, *on_device};
+  call->parts = reinterpret_cast<PartOfTokens*>((*pinned)->data());
+  std::byte* const table = (*pinned)->data() + parts_bytes;
+  std::memcpy(table, page_table.data(), table_bytes);
+  call->table = {(*on_device)->data(), table, table_bytes};
+  return absl::OkStatus();
+}
+
 Transfer DeviceLink::CopyPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
                                PagesSide side, bool parts_on_host, std::vector<PagedOp> ops,
                                Stream stream) {
-  // One buffer for what the device reads: the parts, then the page table.
-  const size_t parts_bytes = ops.size() * sizeof(PartOfTokens);
-  const size_t table_bytes = page_table.size() * sizeof(int32_t);
   const absl::StatusOr<EventRef> after = Fence(stream);
-  const absl::StatusOr<std::shared_ptr<const MutableBytes>> descriptors =
-      after.ok() ? buffers_.Take(parts_bytes + table_bytes) : after.status();
-  const absl::Status ready = Noticed(descriptors.status());
+  absl::Status ready = after.status();
+  PagedCall call = {nullptr, kv, ops, side, parts_on_host, nullptr, {}, false, nullptr, {}};
+  if (ready.ok()) {
+    call.after = *after;
+    ready = Noticed(PrepareDescriptors(page_table, ops.size(), &call));
+  }
   std::vector<LinkBatch::Op> states;
   for (PagedOp& op : ops) {
     op.status.Update(ready);
@@ -157,15 +178,7 @@ Transfer DeviceLink::CopyPages(const PagedKv& kv, absl::Span<const int32_t> page
   }
   const auto batch =
       std::make_shared<LinkBatch>(runtime_, &uses_, std::move(states), /*ordered=*/true);
-  PagedCall call = {batch, kv, ops, side, parts_on_host, nullptr, nullptr, nullptr, nullptr};
-  if (ready.ok()) {
-    call.after = *after;
-    call.descriptors = *descriptors;
-    call.parts = reinterpret_cast<PartOfTokens*>((*descriptors)->data());
-    std::byte* const table = (*descriptors)->data() + parts_bytes;
-    std::memcpy(table, page_table.data(), table_bytes);
-    call.page_table = reinterpret_cast<const int32_t*>(table);
-  }
+  call.batch = batch;
   for (size_t first = 0; first < ops.size();) {
     if (!ops[first].status.ok()) {
       batch->EndStep(first, ops[first].status);

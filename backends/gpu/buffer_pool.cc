@@ -1,0 +1,107 @@
+#include "kvcache/backends/gpu/buffer_pool.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/numeric/bits.h"
+#include "absl/strings/str_cat.h"
+#include "kvcache/core/mutex.h"
+
+namespace kvcache {
+namespace {
+
+// What is registered together: pages of the usual size, in powers of two.
+constexpr size_t kPage = 4096;
+constexpr size_t kSmallest = 16 * kPage;
+
+}  // namespace
+
+// Lives as long as the pool or any of its buffers.
+class BufferPool::Spares {
+ public:
+  // Without a device: of host memory.
+  Spares(std::shared_ptr<GpuRuntime> runtime, std::optional<int> device)
+      : runtime_(std::move(runtime)), device_(device) {}
+  ~Spares() {
+    for (MutableBytes buffer : spares_) Drop(buffer);
+  }
+
+  absl::StatusOr<MutableBytes> Take(size_t bytes) {
+    {
+      MutexLock lock(mu_);
+      // The smallest that is large enough; there are a handful.
+      auto best = spares_.end();
+      for (auto it = spares_.begin(); it != spares_.end(); ++it) {
+        if (it->size() >= bytes && (best == spares_.end() || it->size() < best->size())) best = it;
+      }
+      if (best != spares_.end()) {
+        const MutableBytes buffer = *best;
+        spares_.erase(best);
+        return buffer;
+      }
+    }
+    return Make(absl::bit_ceil(std::max(bytes, kSmallest)));
+  }
+
+  void Return(MutableBytes buffer) {
+    MutexLock lock(mu_);
+    spares_.push_back(buffer);
+  }
+
+ private:
+  absl::StatusOr<MutableBytes> Make(size_t bytes) {
+    if (device_.has_value()) {
+      const absl::StatusOr<std::byte*> memory = runtime_->AllocateDevice(*device_, bytes);
+      if (!memory.ok()) return memory.status();
+      return MutableBytes(*memory, bytes);
+    }
+    void* const memory = std::aligned_alloc(kPage, bytes);
+    if (memory == nullptr) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no memory for a buffer of bytes = ", bytes));
+    }
+    const MutableBytes buffer(static_cast<std::byte*>(memory), bytes);
+    if (absl::Status status = runtime_->RegisterHost(buffer); !status.ok()) {
+      std::free(memory);
+      return status;
+    }
+    return buffer;
+  }
+
+  void Drop(MutableBytes buffer) {
+    if (device_.has_value()) {
+      runtime_->FreeDevice(*device_, buffer.data()).IgnoreError();
+      return;
+    }
+    runtime_->UnregisterHost(buffer.data()).IgnoreError();
+    std::free(buffer.data());
+  }
+
+  const std::shared_ptr<GpuRuntime> runtime_;
+  const std::optional<int> device_;
+  Mutex mu_;
+  std::vector<MutableBytes> spares_ ABSL_GUARDED_BY(mu_);
+};
+
+BufferPool BufferPool::Pinned(std::shared_ptr<GpuRuntime> runtime) {
+  return BufferPool(std::make_shared<Spares>(std::move(runtime), std::nullopt));
+}
+
+BufferPool BufferPool::OnDevice(std::shared_ptr<GpuRuntime> runtime, int device) {
+  return BufferPool(std::make_shared<Spares>(std::move(runtime), device));
+}
+
+absl::StatusOr<BufferRef> BufferPool::Take(size_t bytes) {
+  const absl::StatusOr<MutableBytes> buffer = spares_->Take(bytes);
+  if (!buffer.ok()) return buffer.status();
+  return BufferRef(new MutableBytes(*buffer), [spares = spares_](const MutableBytes* buffer) {
+    spares->Return(*buffer);
+    delete buffer;
+  });
+}
+
+}  // namespace kvcache
