@@ -1,0 +1,196 @@
+#include "kvcache/tests/fake_gpu/fake_gpu_runtime.h"
+
+#include <array>
+#include <cstring>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace kvcache {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+using testing::IsEmpty;
+
+class FakeGpuTest : public testing::Test {
+ protected:
+  explicit FakeGpuTest(bool run_when_waited_for = false)
+      : gpu_({.devices = 2, .run_when_waited_for = run_when_waited_for}) {
+    device_ = *gpu_.AllocateDevice(0, kBytes);
+    EXPECT_TRUE(gpu_.RegisterHost({host_.data(), kBytes}).ok());
+    EXPECT_TRUE(gpu_.RegisterHost({host_.data() + kBytes, kBytes}).ok());
+    a_ = *gpu_.CreateStream(0);
+    b_ = *gpu_.CreateStream(0);
+    event_ = *gpu_.CreateEvent(0);
+  }
+  ~FakeGpuTest() override {
+    gpu_.RunAll();
+    if (device_ != nullptr) gpu_.FreeDevice(0, device_).IgnoreError();
+    gpu_.UnregisterHost(host_.data()).IgnoreError();
+    gpu_.UnregisterHost(host_.data() + kBytes).IgnoreError();
+    for (GpuStream stream : {a_, b_}) gpu_.DestroyStream(0, stream).IgnoreError();
+    gpu_.DestroyEvent(0, event_).IgnoreError();
+  }
+
+  absl::Status ToDevice(GpuStream stream, const std::byte* from, size_t bytes = 64) {
+    return gpu_.CopyBatch(0, {{device_, from, bytes}}, CopyDirection::kToDevice, stream);
+  }
+  void Refuses(const absl::Status& status, const char* why) {
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    ASSERT_FALSE(gpu_.violations().empty());
+    EXPECT_THAT(gpu_.violations().back(), HasSubstr(why));
+  }
+
+  static constexpr size_t kBytes = 4096;
+  FakeGpuRuntime gpu_;
+  std::array<std::byte, 3 * kBytes> host_ = {};
+  std::byte* device_ = nullptr;
+  GpuStream a_, b_;
+  GpuEvent event_;
+};
+
+TEST_F(FakeGpuTest, RefusesTheNullStreamAndOnesOfOtherDevices) {
+  Refuses(ToDevice(nullptr, host_.data()), "the null stream");
+  Refuses(gpu_.CopyBatch(1, {{device_, host_.data(), 64}}, CopyDirection::kToDevice, a_),
+          "a stream of another device");
+}
+
+TEST_F(FakeGpuTest, RefusesMemoryThatIsNotRegisteredAsOne) {
+  Refuses(ToDevice(a_, host_.data() + 2 * kBytes), "neither registered as one");
+  Refuses(ToDevice(a_, host_.data() + kBytes - 32), "neither registered as one");
+}
+
+TEST_F(FakeGpuTest, RefusesPiecesThatOverlap) {
+  Refuses(gpu_.CopyBatch(0, {{device_, host_.data(), 64}, {device_ + 32, host_.data() + 64, 64}},
+                         CopyDirection::kToDevice, a_),
+          "destinations overlap");
+  Refuses(gpu_.CopyBatch(0, {{device_, device_ + 32, 64}}, CopyDirection::kOnDevice, a_),
+          "a source overlaps a destination");
+}
+
+TEST_F(FakeGpuTest, RefusesADirectionThatTheMemoryDoesNotHave) {
+  Refuses(gpu_.CopyBatch(0, {{device_, host_.data(), 64}}, CopyDirection::kToHost, a_),
+          "not to the host");
+}
+
+TEST_F(FakeGpuTest, RefusesMemoryOfAPeerThatWasNotEnabled) {
+  std::byte* const peer = *gpu_.AllocateDevice(1, 64);
+  const auto copy = [&] {
+    return gpu_.CopyBatch(0, {{device_, peer, 64}}, CopyDirection::kOnDevice, a_);
+  };
+  Refuses(copy(), "of a peer that is not enabled");
+  ASSERT_TRUE(gpu_.EnablePeer(0, 1).ok());
+  EXPECT_TRUE(copy().ok());
+  gpu_.RunAll();
+  EXPECT_TRUE(gpu_.FreeDevice(1, peer).ok());
+}
+
+TEST_F(FakeGpuTest, NoticesMemoryThatGoesBeforeItsWorkHasRun) {
+  ASSERT_TRUE(ToDevice(a_, host_.data()).ok());
+  EXPECT_TRUE(gpu_.FreeDevice(0, device_).ok());
+  device_ = nullptr;
+  EXPECT_THAT(gpu_.violations(), ElementsAre(HasSubstr("FreeDevice: work names it")));
+  gpu_.RunAll();
+  EXPECT_THAT(gpu_.violations().back(), HasSubstr("neither registered as one nor its own"));
+}
+
+TEST_F(FakeGpuTest, ReadsSourcesAndListsWhenTheStreamGetsThere) {
+  host_[0] = std::byte{1};
+  ASSERT_TRUE(ToDevice(a_, host_.data()).ok());
+  auto* const list = reinterpret_cast<CopyPiece*>(host_.data() + kBytes);
+  *list = {device_ + 128, host_.data(), 64};
+  ASSERT_TRUE(gpu_.CopyByKernel(0, {list, 1}, a_).ok());
+  host_[0] = std::byte{2};
+  list->to = device_ + 256;
+  EXPECT_EQ(gpu_.pending(), 2u);
+  gpu_.RunAll();
+  EXPECT_EQ(device_[0], std::byte{2});
+  EXPECT_EQ(device_[128], FakeGpuRuntime::kFreshByte);
+  EXPECT_EQ(device_[256], std::byte{2});
+}
+
+TEST_F(FakeGpuTest, AListOfAKernelMustBePinned) {
+  const CopyPiece piece = {device_, host_.data(), 64};
+  Refuses(gpu_.CopyByKernel(0, {&piece, 1}, a_), "neither registered as one");
+}
+
+TEST_F(FakeGpuTest, AStreamWaitsForWhatWasRecordedAlsoWhenTheEventIsUsedAgain) {
+  std::vector<int> ran;
+  const Stream first = gpu_.EngineStream();
+  const Stream second = gpu_.EngineStream();
+  gpu_.Enqueue(first, [&] { ran.push_back(1); });
+  ASSERT_TRUE(gpu_.Record(0, event_, first.handle).ok());
+  ASSERT_TRUE(gpu_.MakeWait(0, second.handle, event_).ok());
+  gpu_.Enqueue(second, [&] { ran.push_back(2); });
+  ASSERT_TRUE(gpu_.Record(0, event_, a_).ok());
+  gpu_.RunAll();
+  EXPECT_THAT(ran, ElementsAre(1, 2));
+}
+
+TEST(FakeGpuOrderTest, SeedsChooseEveryOrderOfStreams) {
+  std::set<std::string> orders;
+  for (uint32_t seed = 1; seed <= 60; ++seed) {
+    FakeGpuRuntime gpu({.seed = seed});
+    std::string order;
+    for (const char* work : {"ab", "cd"}) {
+      const Stream stream = gpu.EngineStream();
+      for (int i = 0; i < 2; ++i) {
+        gpu.Enqueue(stream, [&order, letter = work[i]] { order += letter; });
+      }
+    }
+    gpu.RunAll();
+    orders.insert(order);
+  }
+  EXPECT_THAT(orders, ElementsAre("abcd", "acbd", "acdb", "cabd", "cadb", "cdab"));
+}
+
+TEST_F(FakeGpuTest, AFailedCallDoesNothingAndTheNextOneWorks) {
+  gpu_.FailCall("CopyBatch", absl::ResourceExhaustedError("injected"), /*skip=*/1);
+  EXPECT_TRUE(ToDevice(a_, host_.data()).ok());
+  EXPECT_TRUE(absl::IsResourceExhausted(ToDevice(a_, host_.data())));
+  EXPECT_TRUE(ToDevice(a_, host_.data()).ok());
+  EXPECT_EQ(gpu_.pending(), 2u);
+  EXPECT_EQ(gpu_.calls("CopyBatch"), 3);
+}
+
+TEST_F(FakeGpuTest, NothingRunsOnALostDevice) {
+  ASSERT_TRUE(ToDevice(a_, host_.data()).ok());
+  ASSERT_TRUE(gpu_.Record(0, event_, a_).ok());
+  gpu_.LoseDevice(0);
+  EXPECT_FALSE(gpu_.Step());
+  EXPECT_TRUE(absl::IsInternal(gpu_.Synchronize(0, event_)));
+  EXPECT_TRUE(absl::IsInternal(ToDevice(a_, host_.data())));
+  EXPECT_TRUE(gpu_.Describe(1).ok());
+}
+
+class WaitingFakeGpuTest : public FakeGpuTest {
+ protected:
+  WaitingFakeGpuTest() : FakeGpuTest(/*run_when_waited_for=*/true) {}
+};
+
+TEST_F(WaitingFakeGpuTest, WaitingRunsWhatIsWaitedFor) {
+  host_[5] = std::byte{9};
+  ASSERT_TRUE(ToDevice(b_, host_.data()).ok());
+  ASSERT_TRUE(gpu_.Record(0, event_, b_).ok());
+  ASSERT_TRUE(gpu_.Synchronize(0, event_).ok());
+  EXPECT_EQ(device_[5], std::byte{9});
+  EXPECT_THAT(gpu_.violations(), IsEmpty());
+}
+
+using FakeGpuDeathTest = FakeGpuTest;
+
+TEST_F(FakeGpuDeathTest, WhatIsNeverGivenBackIsNoticed) {
+  EXPECT_DEATH(
+      {
+        FakeGpuRuntime gpu({});
+        gpu.AllocateDevice(0, 64).IgnoreError();
+      },
+      "never given back: 64 bytes of device memory");
+}
+
+}  // namespace
+}  // namespace kvcache
