@@ -191,8 +191,10 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
       ops.push_back({lease.extent_, layer * part_bytes, layer, TokensOf(block, in_blocks),
                      lease.checksums_ == nullptr ? 0 : lease.checksums_[layer]});
       slots.push_back(lease.slot_);
-      cache_.CountRead(lease.slot_, part_bytes);
     }
+  }
+  for (size_t block = first_block; block < match.blocks.size(); ++block) {
+    cache_.CountRead(match.blocks[block].slot_, match.blocks[block].bytes_);
   }
   if (!ops.empty()) {
     loaded.copies = cache_.backend_->ReadPages(pages_, page_table, ops, stream);
