@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/check.h"
+#include "kvcache/core/checksum.h"
 #include "kvcache/core/extent_allocator.h"
 #include "kvcache/core/host_copy.h"
 #include "kvcache/core/mutex.h"
@@ -17,72 +19,81 @@
 namespace kvcache {
 namespace {
 
-// An op under way. One of `from` and `to` is empty.
+// An op under way.
 struct Copy {
   bool writes;
   Extent extent;
   size_t begin;  // in the medium
   size_t end;
-  std::vector<ConstBytes> from;
-  std::vector<MutableBytes> to;
-  absl::Span<uint64_t> sums_in;
-  absl::Span<const uint64_t> sums_out;
-  uint32_t part;
-  uint64_t call;  // which call it came with
-  TransferSource source;
-  size_t op;
+  std::function<absl::Status(std::byte* at)> perform;  // at: where its bytes begin
+  uint64_t call = 0;                                   // which call it came with
+  TransferSource source = TransferSource({});
+  size_t op = 0;
 
   bool Overlaps(const Copy& other) const { return begin < other.end && other.begin < end; }
 };
 
 template <typename Piece>
-size_t TotalSize(absl::Span<const Piece> pieces) {
+size_t TotalSize(const std::vector<Piece>& pieces) {
   size_t size = 0;
   for (const Piece& piece : pieces) size += piece.size();
   return size;
 }
 
-Copy MakeCopy(const WriteOp& op, uint64_t call, const TransferSource& source, size_t i) {
+Copy MakeCopy(const WriteOp& op) {
   const size_t begin = op.destination.offset + op.offset;
-  return {.writes = true,
-          .extent = op.destination,
-          .begin = begin,
-          .end = begin + TotalSize(op.source),
-          .from = {op.source.begin(), op.source.end()},
-          .to = {},
-          .sums_in = op.checksums,
-          .sums_out = {},
-          .part = op.part,
-          .call = call,
-          .source = source,
-          .op = i};
+  std::vector<ConstBytes> source(op.source.begin(), op.source.end());
+  const size_t end = begin + TotalSize(source);
+  return {true, op.destination, begin, end,
+          [source = std::move(source), sums = op.checksums](std::byte* at) {
+            CopyIn({.source = source, .checksums = sums}, at);
+            return absl::OkStatus();
+          }};
 }
 
-Copy MakeCopy(const ReadOp& op, uint64_t call, const TransferSource& source, size_t i) {
+Copy MakeCopy(const ReadOp& op) {
   const size_t begin = op.source.offset + op.offset;
-  return {.writes = false,
-          .extent = op.source,
-          .begin = begin,
-          .end = begin + TotalSize(op.destination),
-          .from = {},
-          .to = {op.destination.begin(), op.destination.end()},
-          .sums_in = {},
-          .sums_out = op.checksums,
-          .part = op.part,
-          .call = call,
-          .source = source,
-          .op = i};
+  std::vector<MutableBytes> destination(op.destination.begin(), op.destination.end());
+  const size_t end = begin + TotalSize(destination);
+  return {false, op.source, begin, end,
+          [destination = std::move(destination), sums = op.checksums](std::byte* at) {
+            return CopyOut({.destination = destination, .checksums = sums}, at);
+          }};
+}
+
+// An engine's pages, as they were said to be in a call.
+struct Pages {
+  PagedKv kv;
+  std::vector<int32_t> table;
+};
+
+Copy MakeCopy(const PagedWriteOp& op, const std::shared_ptr<const Pages>& pages) {
+  const size_t begin = op.destination.offset + op.offset;
+  const size_t bytes = *pages->kv.layout.PartBytes(op.tokens.count);
+  return {true, op.destination, begin, begin + bytes, [op, pages, bytes](std::byte* at) {
+            GatherPart(pages->kv, pages->table, op.part, op.tokens, at);
+            if (op.checksum != nullptr) *op.checksum = ChecksumOf({at, bytes});
+            return absl::OkStatus();
+          }};
+}
+
+Copy MakeCopy(const PagedReadOp& op, const std::shared_ptr<const Pages>& pages) {
+  const size_t begin = op.source.offset + op.offset;
+  const size_t bytes = *pages->kv.layout.PartBytes(op.tokens.count);
+  return {false, op.source, begin, begin + bytes, [op, pages, bytes](std::byte* at) {
+            if (op.checksum != 0 && op.checksum != ChecksumOf({at, bytes})) return CorruptBytes();
+            ScatterPart(pages->kv, pages->table, op.part, op.tokens, at);
+            return absl::OkStatus();
+          }};
 }
 
 MemorySpace SpaceOf(const WriteOp& op) { return op.source_space; }
 MemorySpace SpaceOf(const ReadOp& op) { return op.destination_space; }
 
-template <typename Op>
-absl::Status Validate(const Op& op, Stream stream) {
-  if (absl::Status status = ValidateOp(op); !status.ok()) return status;
-  if (SpaceOf(op).kind == MemoryKind::kDevice) {
+absl::Status CheckReach(MemorySpace space, Stream stream) {
+  if (space.kind == MemoryKind::kDevice) {
     return absl::InvalidArgumentError(
-        absl::StrCat("fake does not reach the memory of device ", SpaceOf(op).device));
+        absl::StrCat("fake does not reach the memory of device ", space.device));
   }
   if (!stream.is_none()) {
     return absl::InvalidArgumentError("fake cannot order a copy behind a stream");
@@ -149,8 +160,9 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
     allocator_.Free(extent);
   }
 
-  template <typename Op>
-  Transfer Start(absl::Span<const Op> ops, Stream stream) {
+  // validate(op) and make_copy(op) of each.
+  template <typename Op, typename Validate, typename MakeCopy>
+  Transfer Start(absl::Span<const Op> ops, const Validate& validate, const MakeCopy& make_copy) {
     std::vector<uint32_t> parts;
     for (const Op& op : ops) parts.push_back(op.part);
     const uint64_t call = NextCall();
@@ -159,14 +171,41 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
                                    if (const auto alive = medium.lock()) alive->Cancel(call);
                                  }});
     for (size_t i = 0; i < ops.size(); ++i) {
-      absl::Status status = Validate(ops[i], stream);
-      if (!status.ok()) {
+      if (absl::Status status = validate(ops[i]); !status.ok()) {
         source.Complete(i, std::move(status));
-      } else if (std::optional<absl::Status> copied = Defer(MakeCopy(ops[i], call, source, i))) {
+        continue;
+      }
+      Copy copy = make_copy(ops[i]);
+      copy.call = call;
+      copy.source = source;
+      copy.op = i;
+      if (std::optional<absl::Status> copied = Defer(std::move(copy))) {
         source.Complete(i, *std::move(copied));
       }
     }
     return source.transfer();
+  }
+
+  template <typename Op>
+  Transfer StartCopies(absl::Span<const Op> ops, Stream stream) {
+    const auto validate = [stream](const Op& op) {
+      absl::Status status = ValidateOp(op);
+      return status.ok() ? CheckReach(SpaceOf(op), stream) : status;
+    };
+    return Start(ops, validate, [](const Op& op) { return MakeCopy(op); });
+  }
+
+  template <typename Op>
+  Transfer StartPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                      absl::Span<const Op> ops, Stream stream) {
+    absl::Status valid = kv.Validate();
+    if (valid.ok()) valid = CheckReach(kv.space, stream);
+    const auto pages = std::make_shared<const Pages>(
+        Pages{kv, std::vector<int32_t>(page_table.begin(), page_table.end())});
+    const auto validate = [&](const Op& op) {
+      return valid.ok() ? ValidateOp(kv, page_table, op) : valid;
+    };
+    return Start(ops, validate, [&pages](const Op& op) { return MakeCopy(op, pages); });
   }
 
   // Ends the pending ops [first, last) with `status`, copying when it is OK.
@@ -239,12 +278,7 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
 
   absl::Status Perform(const Copy& copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     CheckAllocated(copy.extent);
-    std::byte* at = bytes_.data() + copy.begin;
-    if (!copy.writes) {
-      return CopyOut({.destination = copy.to, .part = copy.part, .checksums = copy.sums_out}, at);
-    }
-    CopyIn({.source = copy.from, .part = copy.part, .checksums = copy.sums_in}, at);
-    return absl::OkStatus();
+    return copy.perform(bytes_.data() + copy.begin);
   }
 
   const BackendTraits traits_;
@@ -297,11 +331,21 @@ absl::StatusOr<Extent> FakeBackend::Allocate(size_t bytes) { return medium_->All
 void FakeBackend::Free(Extent extent) { medium_->Free(extent); }
 
 Transfer FakeBackend::Write(absl::Span<const WriteOp> ops, Stream stream) {
-  return medium_->Start(ops, stream);
+  return medium_->StartCopies(ops, stream);
 }
 
 Transfer FakeBackend::Read(absl::Span<const ReadOp> ops, Stream stream) {
-  return medium_->Start(ops, stream);
+  return medium_->StartCopies(ops, stream);
+}
+
+Transfer FakeBackend::WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                                 absl::Span<const PagedWriteOp> ops, Stream stream) {
+  return medium_->StartPages(kv, page_table, ops, stream);
+}
+
+Transfer FakeBackend::ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                                absl::Span<const PagedReadOp> ops, Stream stream) {
+  return medium_->StartPages(kv, page_table, ops, stream);
 }
 
 }  // namespace kvcache

@@ -9,6 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kvcache/core/extent.h"
+#include "kvcache/core/paged_kv.h"
 #include "kvcache/core/storage_backend.h"
 #include "kvcache/core/transfer.h"
 
@@ -59,6 +60,10 @@ class FakeBackend final : public StorageBackend {
   // Transfers can be cancelled: what is pending then ends with kCancelled.
   Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override;
   Transfer Read(absl::Span<const ReadOp> ops, Stream stream) override;
+  Transfer WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                      absl::Span<const PagedWriteOp> ops, Stream stream) override;
+  Transfer ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                     absl::Span<const PagedReadOp> ops, Stream stream) override;
 
  private:
   class Medium;
