@@ -238,6 +238,29 @@ void SumAndStore(StripeSums& memory, size_t position, const std::byte* from, siz
   });
 }
 
+inline void StoreLine(std::byte* to, const std::byte* from) {
+  const Stripe line = LoadStripe(from);
+  for (size_t i = 0; i < kVectors; ++i) Store(to + kVectorBytes * i, line.v[i]);
+}
+
+// copy(to, from) for each line, and a prefetch beside it.
+template <typename CopyLine>
+inline void CopyAhead(std::byte* to, const std::byte* from, size_t lines, const std::byte* ahead,
+                      size_t ahead_lines, const CopyLine& copy) {
+  const size_t both = lines < ahead_lines ? lines : ahead_lines;
+  for (size_t i = 0; i < both; ++i) {
+    Prefetch(ahead, kStripeBytes * i);
+    copy(to + kStripeBytes * i, from + kStripeBytes * i);
+  }
+  for (size_t i = both; i < lines; ++i) copy(to + kStripeBytes * i, from + kStripeBytes * i);
+}
+
+void StoreAhead(std::byte* to, const std::byte* from, size_t lines, const std::byte* ahead,
+                size_t ahead_lines) {
+  CopyAhead(to, from, lines, ahead, ahead_lines,
+            [](std::byte* line, const std::byte* source) { StoreLine(line, source); });
+}
+
 #if !defined(KVCACHE_COPY_KERNELS_PORTABLE)
 
 inline void StreamLine(std::byte* to, const std::byte* from) {
@@ -266,19 +289,30 @@ void SumAndStream(StripeSums& memory, size_t position, const std::byte* from, si
   _mm_sfence();
 }
 
+void StreamAhead(std::byte* to, const std::byte* from, size_t lines, const std::byte* ahead,
+                 size_t ahead_lines) {
+  CopyAhead(to, from, lines, ahead, ahead_lines,
+            [](std::byte* line, const std::byte* source) { StreamLine(line, source); });
+}
+
 #endif
 
 }  // namespace
 
 #if defined(KVCACHE_COPY_KERNELS_PORTABLE)
 
-const CopyKernels kPortableKernels = {KVCACHE_COPY_KERNELS_NAME, &SumStripes, &SumAndStore, nullptr,
-                                      nullptr};
+const CopyKernels kPortableKernels = {
+    KVCACHE_COPY_KERNELS_NAME, &SumStripes, &SumAndStore, nullptr, nullptr, &StoreAhead, nullptr};
 
 #else
 
-const CopyKernels KVCACHE_COPY_KERNELS_TABLE = {KVCACHE_COPY_KERNELS_NAME, &SumStripes,
-                                                &SumAndStore, &StreamLines, &SumAndStream};
+const CopyKernels KVCACHE_COPY_KERNELS_TABLE = {KVCACHE_COPY_KERNELS_NAME,
+                                                &SumStripes,
+                                                &SumAndStore,
+                                                &StreamLines,
+                                                &SumAndStream,
+                                                &StoreAhead,
+                                                &StreamAhead};
 
 #endif
 

@@ -60,6 +60,16 @@ struct CopyKernels {
   // `copy_from` is at most 63 bytes after `from`. Null together with stream.
   void (*sum_and_stream)(StripeSums& sums, size_t position, const std::byte* from, size_t stripes,
                          std::byte* to, const std::byte* copy_from);
+
+  // Copies `lines` times 64 bytes to `to`, of any alignment, while it prefetches as many lines from
+  // `ahead` on, but at most `ahead_lines`.
+  void (*store_ahead)(std::byte* to, const std::byte* from, size_t lines, const std::byte* ahead,
+                      size_t ahead_lines);
+
+  // The same past the caches; `to` is aligned to 64 bytes. The stores are not ordered before later
+  // ones: that takes a fence. Null together with stream.
+  void (*stream_ahead)(std::byte* to, const std::byte* from, size_t lines, const std::byte* ahead,
+                       size_t ahead_lines);
 };
 
 extern const CopyKernels kPortableKernels;

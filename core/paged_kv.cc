@@ -1,23 +1,20 @@
 #include "kvcache/core/paged_kv.h"
 
 #include <algorithm>
-#include <cstring>
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "absl/strings/str_cat.h"
+#include "kvcache/core/checksum.h"
 #include "kvcache/core/copy_bytes.h"
+#include "kvcache/core/copy_runs.h"
 
 namespace kvcache {
 namespace {
 
 constexpr uint32_t kMostPageTokens = 65536;
-constexpr size_t kCacheLine = 64;
-// Longer runs the processor fetches by itself.
-constexpr size_t kShortRun = 8192;
-constexpr size_t kPagesAhead = 4;
+// Runs from this size on are copied and summed in one pass.
+constexpr size_t kLongRun = 8192;
+// What is copied and summed at a time otherwise: well below any second-level cache.
+constexpr size_t kSummedPiece = size_t{128} << 10;
 
 size_t RowBytes(const PagedKv& kv) {
   return size_t{1} * kv.layout.kv_heads * kv.layout.head_dim * DTypeSize(kv.layout.dtype);
@@ -45,97 +42,122 @@ absl::Status ValidateTensor(const PagedKv& kv, size_t layer, const char* name,
                                                  " bytes, page_stride ", kv.page_stride));
 }
 
-// Asks for the `bytes` at `at`, for reading or for writing.
-template <bool kForWriting>
-void Prefetch(const std::byte* at, size_t bytes) {
-  for (size_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(at + i, kForWriting ? 1 : 0);
+// A page of one token, or of one head, is the same in both orders.
+bool TokenMajor(const PagedKv& kv) {
+  return kv.order == PagedKv::Order::kTokenHeadDim || kv.page_tokens == 1 ||
+         kv.layout.kv_heads == 1;
 }
 
-// Copies past the caches, so that no line is read in order to be overwritten. FinishStores() orders
-// the stores before later ones.
-void StorePastCache(std::byte* to, const std::byte* from, size_t bytes) {
-#if defined(__x86_64__)
-  if (bytes % kCacheLine == 0 && reinterpret_cast<uintptr_t>(to) % kCacheLine == 0) {
-    for (size_t i = 0; i < bytes; i += sizeof(__m128i)) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(to + i),
-                       _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
-    }
-    return;
-  }
-#endif
-  std::memcpy(to, from, bytes);
-}
-
-void FinishStores() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
-}
-
-// Copies `run` tokens between a page, from token in_page on, and a dense tensor.
-template <bool kGather>
-void CopyHeadMajor(const PagedKv& kv, std::byte* page, size_t in_page, std::byte* dense,
-                   size_t run) {
+// Calls copy(to, from, bytes) for the rows between a page, from token in_page on, and `run` tokens
+// of a dense tensor. In the order of the source, whose lines the processor then fetches in one go.
+template <bool kGather, typename Copy>
+void ForRows(const PagedKv& kv, std::byte* page, size_t in_page, std::byte* dense, size_t run,
+             const Copy& copy) {
   const size_t heads = kv.layout.kv_heads;
   const size_t row = RowBytes(kv) / heads;
-  const auto in_pages = [&](size_t t, size_t head) {
-    return page + (head * kv.page_tokens + in_page + t) * row;
-  };
-  const auto in_part = [&](size_t t, size_t head) { return dense + (t * heads + head) * row; };
   if (kGather) {
-    // Along the page: its heads are often 4 KiB apart, at the same place of the caches.
     for (size_t head = 0; head < heads; ++head) {
-      for (size_t t = 0; t < run; ++t) StorePastCache(in_part(t, head), in_pages(t, head), row);
+      const std::byte* from = page + (head * kv.page_tokens + in_page) * row;
+      std::byte* to = dense + head * row;
+      for (size_t t = 0; t < run; ++t, from += row, to += heads * row) copy(to, from, row);
     }
   } else {
+    const std::byte* from = dense;
     for (size_t t = 0; t < run; ++t) {
-      for (size_t head = 0; head < heads; ++head) {
-        StorePastCache(in_pages(t, head), in_part(t, head), row);
+      std::byte* to = page + (in_page + t) * row;
+      for (size_t head = 0; head < heads; ++head, from += row, to += kv.page_tokens * row) {
+        copy(to, from, row);
       }
     }
   }
 }
 
-// Page by page, K and V, which are near each other. The processor cannot guess where the next page
-// is, so it is asked for while this one is copied.
-template <bool kGather>
-void CopyPart(const PagedKv& kv, absl::Span<const int32_t> page_table, uint32_t layer,
-              TokenRange tokens, std::byte* part) {
+// Calls copy(to, from, bytes) for all runs between the tensors, which are in the same pages, and
+// the dense ones behind each other at `dense`, each of `dense_stride` bytes. Page by page, all
+// tensors, since K and V are often near each other.
+template <bool kGather, typename Copy>
+void ForRuns(const PagedKv& kv, absl::Span<const int32_t> page_table, TokenRange tokens,
+             absl::Span<std::byte* const> tensors, std::byte* dense, size_t dense_stride,
+             const Copy& copy) {
   const size_t row = RowBytes(kv);
   const size_t page_tokens = kv.page_tokens;
-  // A page of one token, or of one head, is the same in both orders.
-  const bool by_token =
-      kv.order == PagedKv::Order::kTokenHeadDim || page_tokens == 1 || kv.layout.kv_heads == 1;
-  const bool dense_pages = kv.page_stride == kv.PageBytes();
-  std::byte* const tensors[] = {kv.layers[layer].k, kv.layers[layer].v};
-  for (size_t token = tokens.first, end = token + tokens.count; token < end;) {
-    size_t i = token / page_tokens;
-    const size_t in_page = token % page_tokens;
+  const bool token_major = TokenMajor(kv);
+  const bool dense_pages = token_major && kv.page_stride == kv.PageBytes();
+  size_t i = tokens.first / page_tokens;
+  size_t in_page = tokens.first % page_tokens;
+  for (size_t left = tokens.count; left > 0;) {
     const size_t page = page_table[i] * kv.page_stride;
-    size_t run = std::min(page_tokens - in_page, end - token);
-    while (by_token && dense_pages && token + run < end && page_table[i + 1] == page_table[i] + 1) {
-      run += std::min(page_tokens, end - token - run);
+    size_t run = std::min(page_tokens - in_page, left);
+    while (dense_pages && run < left && page_table[i + 1] == page_table[i] + 1) {
+      run += std::min(page_tokens, left - run);
       ++i;
     }
-    const size_t bytes = run * row;
-    const size_t ahead = token + run + kPagesAhead * page_tokens;
-    std::byte* dense = part + (token - tokens.first) * row;
+    std::byte* in_part = dense;
     for (std::byte* tensor : tensors) {
-      if (tensor == nullptr) continue;
-      if (by_token) {
-        if (bytes <= kShortRun && ahead < end) {
-          Prefetch<!kGather>(tensor + page_table[ahead / page_tokens] * kv.page_stride, bytes);
-        }
+      if (token_major) {
         std::byte* const paged = tensor + page + in_page * row;
-        CopyBytes(kGather ? dense : paged, {kGather ? paged : dense, bytes}, NextRead::kSoon);
+        copy(kGather ? in_part : paged, kGather ? paged : in_part, run * row);
       } else {
-        CopyHeadMajor<kGather>(kv, tensor + page, in_page, dense, run);
+        ForRows<kGather>(kv, tensor + page, in_page, in_part, run, copy);
       }
-      dense += tokens.count * row;
+      in_part += dense_stride;
     }
-    token += run;
+    dense += run * row;
+    left -= run;
+    in_page = 0;
+    ++i;
   }
-  FinishStores();
+}
+
+template <bool kGather>
+void CopyTensors(const PagedKv& kv, absl::Span<const int32_t> page_table, TokenRange tokens,
+                 absl::Span<std::byte* const> tensors, std::byte* dense) {
+  RunCopier copier;
+  ForRuns<kGather>(
+      kv, page_table, tokens, tensors, dense, tokens.count * RowBytes(kv),
+      [&](std::byte* to, const std::byte* from, size_t bytes) { copier.Add(to, from, bytes); });
+  copier.Finish();
+}
+
+// Copies the dense tensor at `dense` and appends it to the sum.
+template <bool kGather>
+void CopyAndSumTensor(const PagedKv& kv, absl::Span<const int32_t> page_table, TokenRange tokens,
+                      std::byte* tensor, std::byte* dense, Checksum* sum) {
+  const size_t row = RowBytes(kv);
+  if (TokenMajor(kv) && kv.PageBytes() >= kLongRun) {
+    ForRuns<kGather>(kv, page_table, tokens, {&tensor, 1}, dense, 0,
+                     [&](std::byte* to, const std::byte* from, size_t bytes) {
+                       sum->Copy(to, {from, bytes}, NextRead::kLater);
+                     });
+    return;
+  }
+  const uint32_t most_tokens = static_cast<uint32_t>(std::max<size_t>(1, kSummedPiece / row));
+  for (uint32_t done = 0; done < tokens.count;) {
+    const uint32_t count = std::min(most_tokens, tokens.count - done);
+    const ConstBytes piece(dense + done * row, count * row);
+    if (!kGather) sum->Update(piece);
+    CopyTensors<kGather>(kv, page_table, {tokens.first + done, count}, {&tensor, 1},
+                         dense + done * row);
+    if (kGather) sum->Update(piece);
+    done += count;
+  }
+}
+
+template <bool kGather>
+void CopyPart(const PagedKv& kv, absl::Span<const int32_t> page_table, uint32_t layer,
+              TokenRange tokens, std::byte* part, uint64_t* checksum) {
+  std::byte* const tensors[] = {kv.layers[layer].k, kv.layers[layer].v};
+  const size_t count = tensors[1] == nullptr ? 1 : 2;
+  if (checksum == nullptr) {
+    CopyTensors<kGather>(kv, page_table, tokens, absl::MakeSpan(tensors, count), part);
+    return;
+  }
+  Checksum sum;
+  for (size_t i = 0; i < count; ++i) {
+    CopyAndSumTensor<kGather>(kv, page_table, tokens, tensors[i],
+                              part + i * tokens.count * RowBytes(kv), &sum);
+  }
+  *checksum = sum.Value();
 }
 
 }  // namespace
@@ -199,13 +221,13 @@ absl::Status ValidateTokens(const PagedKv& kv, absl::Span<const int32_t> page_ta
 }
 
 void GatherPart(const PagedKv& kv, absl::Span<const int32_t> page_table, uint32_t layer,
-                TokenRange tokens, std::byte* part) {
-  CopyPart<true>(kv, page_table, layer, tokens, part);
+                TokenRange tokens, std::byte* part, uint64_t* checksum) {
+  CopyPart<true>(kv, page_table, layer, tokens, part, checksum);
 }
 
 void ScatterPart(const PagedKv& kv, absl::Span<const int32_t> page_table, uint32_t layer,
-                 TokenRange tokens, const std::byte* part) {
-  CopyPart<false>(kv, page_table, layer, tokens, const_cast<std::byte*>(part));
+                 TokenRange tokens, const std::byte* part, uint64_t* checksum) {
+  CopyPart<false>(kv, page_table, layer, tokens, const_cast<std::byte*>(part), checksum);
 }
 
 }  // namespace kvcache

@@ -68,12 +68,14 @@ absl::Status ValidateTokens(const PagedKv& kv, absl::Span<const int32_t> page_ta
                             TokenRange tokens);
 
 // Between the pages and a part of a block of tokens.count tokens (see KvLayout: K, then V, each
-// [tokens, kv_heads, head_dim]). On this processor: all memory must be the host's.
-// REQUIRES: kv.Validate() and ValidateTokens(); layer < kv.layout.layers.
+// [tokens, kv_heads, head_dim]). On this processor: all memory must be the host's. The bytes go
+// past the caches. Unless `checksum` is null it is set to that of the part (core/checksum.h), which
+// costs less than a second pass. REQUIRES: kv.Validate() and ValidateTokens(); layer <
+// kv.layout.layers.
 void GatherPart(const PagedKv& kv, absl::Span<const int32_t> page_table, uint32_t layer,
-                TokenRange tokens, std::byte* part);
+                TokenRange tokens, std::byte* part, uint64_t* checksum = nullptr);
 void ScatterPart(const PagedKv& kv, absl::Span<const int32_t> page_table, uint32_t layer,
-                 TokenRange tokens, const std::byte* part);
+                 TokenRange tokens, const std::byte* part, uint64_t* checksum = nullptr);
 
 }  // namespace kvcache
 

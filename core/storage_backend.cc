@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "kvcache/core/checksum.h"
 
 namespace kvcache {
 namespace {
@@ -108,9 +107,8 @@ Transfer StorageBackend::WritePages(const PagedKv& kv, absl::Span<const int32_t>
                    [&](const PagedWriteOp& op, size_t bytes) {
                      if (!traits().stores_bytes) return absl::OkStatus();
                      if (InHostMemory(traits())) {
-                       std::byte* const part = Address(op.destination) + op.offset;
-                       GatherPart(kv, page_table, op.part, op.tokens, part);
-                       if (op.checksum != nullptr) *op.checksum = ChecksumOf({part, bytes});
+                       GatherPart(kv, page_table, op.part, op.tokens,
+                                  Address(op.destination) + op.offset, op.checksum);
                        return absl::OkStatus();
                      }
                      buffer.resize(bytes);
@@ -133,12 +131,11 @@ Transfer StorageBackend::ReadPages(const PagedKv& kv, absl::Span<const int32_t> 
           absl::StrCat(traits().name, " stores no bytes that could be read"));
     }
     if (InHostMemory(traits())) {
-      const std::byte* const part = Address(op.source) + op.offset;
-      if (op.checksum != 0 && op.checksum != ChecksumOf({part, bytes})) {
-        return absl::DataLossError("the bytes are not those that were written");
-      }
-      ScatterPart(kv, page_table, op.part, op.tokens, part);
-      return absl::OkStatus();
+      uint64_t sum = 0;
+      ScatterPart(kv, page_table, op.part, op.tokens, Address(op.source) + op.offset,
+                  op.checksum == 0 ? nullptr : &sum);
+      if (sum == op.checksum) return absl::OkStatus();
+      return absl::DataLossError("the bytes are not those that were written");
     }
     buffer.resize(bytes);
     const MutableBytes destination = absl::MakeSpan(buffer);

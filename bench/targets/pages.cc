@@ -10,7 +10,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kvcache/bench/targets/suite.h"
-#include "kvcache/core/checksum.h"
 #include "kvcache/core/paged_kv.h"
 
 namespace kvcache::bench {
@@ -22,13 +21,25 @@ constexpr uint32_t kBlockTokens = 64;
 constexpr size_t kPartBytes = size_t{2} * kBlockTokens * kHeads * kHeadDim * 2;
 constexpr size_t kWorkingSet = size_t{256} << 20;
 constexpr size_t kParts = kWorkingSet / kPartBytes;
-constexpr size_t kTurn = 64;  // parts in one round
+constexpr size_t kTurn = 256;  // parts in one round
+
+// Memory that begins at a line, as that of engines and blocks does.
+class Memory {
+ public:
+  explicit Memory(std::byte content) : bytes_(kWorkingSet + 64, content) {
+    first_ = bytes_.data() + (-reinterpret_cast<uintptr_t>(bytes_.data()) % 64);
+  }
+  std::byte* data() { return first_; }
+
+ private:
+  std::vector<std::byte> bytes_;
+  std::byte* first_;
+};
 
 // Pages of one layer, in any order, and parts for all of their tokens.
 class Pages {
  public:
-  Pages(uint32_t page_tokens, PagedKv::Order order)
-      : pages_(kWorkingSet, std::byte{1}), parts_(kWorkingSet, std::byte{2}) {
+  Pages(uint32_t page_tokens, PagedKv::Order order) : pages_(std::byte{1}), parts_(std::byte{2}) {
     kv_.layout = {.dtype = DType::kBF16, .layers = 1, .kv_heads = kHeads, .head_dim = kHeadDim};
     kv_.order = order;
     kv_.page_tokens = page_tokens;
@@ -46,8 +57,7 @@ class Pages {
   }
   double GatherAndSum() {
     return BytesPerSecond([this](TokenRange tokens, std::byte* part) {
-      GatherPart(kv_, table_, 0, tokens, part);
-      sum_ += ChecksumOf({part, kPartBytes});
+      GatherPart(kv_, table_, 0, tokens, part, &sum_);
     });
   }
   double Scatter() {
@@ -76,8 +86,8 @@ class Pages {
   }
 
   PagedKv kv_;
-  std::vector<std::byte> pages_;
-  std::vector<std::byte> parts_;
+  Memory pages_;
+  Memory parts_;
   std::vector<int32_t> table_;
   size_t next_ = 0;
   uint64_t sum_ = 0;

@@ -11,9 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "kvcache/core/checksum.h"
 #include "kvcache/core/memory_space.h"
-#include "kvcache/core/paged_kv.h"
 #include "kvcache/core/transfer.h"
 #include "kvcache/tests/gpu/require_gpu.h"
 
@@ -427,107 +425,6 @@ TEST_P(BackendConformanceTest, FourThreadsNeverSeeEachOthersBytes) {
   for (uint32_t seed = 1; seed <= kThreads; ++seed) threads.emplace_back(work, seed);
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(Allocate(traits().capacity_bytes).size, traits().capacity_bytes) << "room was lost";
-}
-
-// --- Pages in host memory
-
-// Two layers of 11 tokens in shuffled pages of 4, and a block of tokens 2 to 8.
-class HostPages {
- public:
-  HostPages() : memory_(Pattern(2 * 5 * 2 * kPageBytes, 11)) {
-    kv_.layout = {.dtype = DType::kF32, .layers = 2, .kv_heads = 2, .head_dim = 4};
-    kv_.order = PagedKv::Order::kHeadTokenDim;
-    kv_.page_tokens = 4;
-    kv_.pages = 5;
-    kv_.page_stride = 2 * kPageBytes;
-    auto* const first = reinterpret_cast<std::byte*>(memory_.data());
-    for (int layer = 0; layer < 2; ++layer) {
-      std::byte* const k = first + layer * 5 * 2 * kPageBytes;
-      kv_.layers.push_back({k, k + kPageBytes});
-    }
-  }
-  const PagedKv& kv() const { return kv_; }
-  const std::vector<int32_t>& table() const { return table_; }
-  TokenRange tokens() const { return {2, 7}; }
-  size_t part_bytes() const { return *kv_.layout.PartBytes(7); }
-  std::string Part(uint32_t layer) const {
-    std::string part(part_bytes(), '?');
-    GatherPart(kv_, table_, layer, tokens(), AsBytes(part).data());
-    return part;
-  }
-
- private:
-  static constexpr size_t kPageBytes = 4 * 2 * 4 * 4;
-  std::string memory_;
-  PagedKv kv_;
-  const std::vector<int32_t> table_ = {3, 0, 4};
-};
-
-TEST_P(BackendConformanceTest, PagesAreGatheredIntoPartsAndScatteredAgain) {
-  HostPages pages;
-  const Extent extent = Allocate(2 * pages.part_bytes());
-  uint64_t checksums[2] = {};
-  std::vector<PagedWriteOp> writes;
-  for (uint32_t layer : {0, 1}) {
-    writes.push_back(
-        {extent, layer * pages.part_bytes(), layer, pages.tokens(), &checksums[layer]});
-  }
-  const Transfer written = backend().WritePages(pages.kv(), pages.table(), writes, Stream::None());
-  ASSERT_TRUE(written.Wait().ok()) << written.Wait();
-  ASSERT_TRUE(written.WaitPart(1).ok());
-  if (!traits().stores_bytes) return;
-  EXPECT_EQ(Contents(extent).substr(0, 2 * pages.part_bytes()), pages.Part(0) + pages.Part(1));
-  for (uint32_t layer : {0, 1}) {
-    const std::string part = pages.Part(layer);
-    EXPECT_EQ(checksums[layer], ChecksumOf(AsBytes(absl::string_view(part))));
-  }
-
-  const std::string other = Pattern(2 * pages.part_bytes(), 12);
-  ASSERT_TRUE(Write(extent, other).ok());
-  std::vector<PagedReadOp> reads;
-  for (uint32_t layer : {0, 1}) {
-    const absl::string_view part =
-        absl::string_view(other).substr(layer * pages.part_bytes(), pages.part_bytes());
-    reads.push_back({extent, layer * pages.part_bytes(), layer, pages.tokens(),
-                     layer == 0 ? 0 : ChecksumOf(AsBytes(part))});
-  }
-  const Transfer read = backend().ReadPages(pages.kv(), pages.table(), reads, Stream::None());
-  ASSERT_TRUE(read.Wait().ok()) << read.Wait();
-  EXPECT_EQ(pages.Part(0) + pages.Part(1), other);
-
-  reads[0].checksum = checksums[0];
-  const Transfer corrupt = backend().ReadPages(pages.kv(), pages.table(), reads, Stream::None());
-  EXPECT_TRUE(absl::IsDataLoss(corrupt.Wait())) << corrupt.Wait();
-  EXPECT_TRUE(corrupt.result(1).ok());
-}
-
-TEST_P(BackendConformanceTest, PagedOpsThatDoNotFitAreRefusedAlone) {
-  HostPages pages;
-  const Extent extent = Allocate(2 * pages.part_bytes());
-  const PagedWriteOp good = {extent, 0, 0, pages.tokens(), nullptr};
-  std::vector<PagedWriteOp> ops(5, good);
-  ops[0].part = 2;
-  ops[1].offset = extent.size - pages.part_bytes() + 4;
-  ops[2].tokens = {6, 7};
-  ops[3].tokens = {0, 0};
-  const Transfer written = backend().WritePages(pages.kv(), pages.table(), ops, Stream::None());
-  written.Wait().IgnoreError();
-  for (size_t i = 0; i < 4; ++i) {
-    EXPECT_TRUE(absl::IsInvalidArgument(written.result(i))) << i << ": " << written.result(i);
-  }
-  EXPECT_TRUE(written.result(4).ok()) << written.result(4);
-
-  PagedKv invalid = pages.kv();
-  invalid.page_tokens = 0;
-  EXPECT_TRUE(absl::IsInvalidArgument(
-      backend().WritePages(invalid, pages.table(), {good}, Stream::None()).Wait()));
-  EXPECT_TRUE(absl::IsInvalidArgument(
-      backend().WritePages(pages.kv(), {3, 0, 5}, {good}, Stream::None()).Wait()));
-}
-
-TEST_P(BackendConformanceTest, NothingComesAfterNoStream) {
-  EXPECT_EQ(backend().After(Stream::None()).size(), 1u);
-  EXPECT_TRUE(backend().After(Stream::None()).Wait().ok());
 }
 
 }  // namespace kvcache
