@@ -1,131 +1,184 @@
-#include "kvcache/backends/gpu/device_kernels.h"
-
 #include <cuda_runtime.h>
 
 #include <algorithm>
 
+#include "kvcache/backends/gpu/device_kernels.h"
 #include "kvcache/backends/gpu/kernel_index.h"
 
 namespace kvcache {
 namespace {
 
-constexpr int kThreads = 256;
-// Blocks of threads: enough to keep every multiprocessor of a large device busy.
-constexpr unsigned kMostBlocks = 4096;
+template <uint32_t kBytes>
+struct UnitOfBytes;
+template <>
+struct UnitOfBytes<16> {
+  using Type = uint4;
+};
+template <>
+struct UnitOfBytes<8> {
+  using Type = uint2;
+};
+template <>
+struct UnitOfBytes<4> {
+  using Type = unsigned int;
+};
+template <>
+struct UnitOfBytes<2> {
+  using Type = unsigned short;
+};
+template <>
+struct UnitOfBytes<1> {
+  using Type = unsigned char;
+};
 
-// Copies [first, end) units of Unit bytes, every `step`-th, with four loads under way.
-template <typename Unit>
-__device__ void CopyUnits(std::byte* to, const std::byte* from, uint32_t first, uint32_t end,
-                          uint32_t step) {
-  auto* const out = reinterpret_cast<Unit*>(to);
-  const auto* const in = reinterpret_cast<const Unit*>(from);
-  uint32_t i = first;
-  for (; i + 3 * step < end; i += 4 * step) {
-    const Unit a = in[i];
-    const Unit b = in[i + step];
-    const Unit c = in[i + 2 * step];
-    const Unit d = in[i + 3 * step];
-    out[i] = a;
-    out[i + step] = b;
-    out[i + 2 * step] = c;
-    out[i + 3 * step] = d;
+// What is copied is not read again soon: it goes out of the caches first.
+template <uint32_t kBytes>
+struct DeviceAccess {
+  using Unit = typename UnitOfBytes<kBytes>::Type;
+  static __device__ __forceinline__ Unit Load(const std::byte* from) {
+    return __ldcs(reinterpret_cast<const Unit*>(from));
   }
-  for (; i < end; i += step) out[i] = in[i];
+  static __device__ __forceinline__ void Store(std::byte* to, Unit unit) {
+    __stcs(reinterpret_cast<Unit*>(to), unit);
+  }
+};
+
+// Descriptors are in host memory, a microsecond away: the next is read while this one is copied.
+__global__ void __launch_bounds__(kThreads)
+    CopyPiecesKernel(const CopyPiece* pieces, uint64_t tiles, PieceTiles numbering) {
+  const uint64_t step = uint64_t{gridDim.x} * (kThreads / kWarp);
+  uint64_t tile = (uint64_t{blockIdx.x} * kThreads + threadIdx.x) / kWarp;
+  if (tile >= tiles) return;
+  CopyPiece next = pieces[tile >> numbering.tiles_shift];
+  while (true) {
+    const CopyPiece piece = next;
+    const uint64_t following = tile + step;
+    if (following < tiles) next = pieces[following >> numbering.tiles_shift];
+    const uint32_t in_piece = static_cast<uint32_t>(tile) & ((1u << numbering.tiles_shift) - 1);
+    CopyPieceTile<DeviceAccess>(piece, numbering.tile_units, in_piece, threadIdx.x % kWarp);
+    if (following >= tiles) return;
+    tile = following;
+  }
 }
 
-// A block of threads takes a tile of a piece at a time.
-__global__ void CopyPiecesKernel(const CopyPiece* pieces, size_t num_pieces, unsigned blocks_each) {
-  const unsigned block_of_piece = blockIdx.x % blocks_each;
-  const unsigned pieces_at_once = gridDim.x / blocks_each;
-  for (size_t p = blockIdx.x / blocks_each; p < num_pieces; p += pieces_at_once) {
-    const CopyPiece piece = pieces[p];
-    const PieceUnits units = UnitsOf(piece);
-    const uint32_t first = block_of_piece * blockDim.x + threadIdx.x;
-    const uint32_t step = blocks_each * blockDim.x;
-    switch (units.unit_bytes) {
-      case 16:
-        CopyUnits<uint4>(piece.to, piece.from, first, units.units, step);
-        break;
-      case 8:
-        CopyUnits<uint2>(piece.to, piece.from, first, units.units, step);
-        break;
-      case 4:
-        CopyUnits<uint32_t>(piece.to, piece.from, first, units.units, step);
-        break;
-      default:
-        CopyUnits<uint8_t>(piece.to, piece.from, first, units.units, step);
-    }
-    // What does not fill a last unit.
-    const uint32_t tail = units.units * units.unit_bytes;
-    for (uint32_t i = tail + first; i < piece.bytes; i += step) piece.to[i] = piece.from[i];
+// Where a kernel finds the parts and the page table: in memory, the parts in the host's, or among
+// its arguments, where reading them costs nothing. All arguments have at most 4 KiB.
+struct ByPointer {
+  const PartOfTokens* parts;
+  const int32_t* page_table;
+
+  __device__ PartOfTokens Part(uint32_t part) const { return parts[part]; }
+  __device__ int32_t Page(uint32_t page) const { return page_table[page]; }
+};
+
+struct ByValue {
+  static constexpr uint32_t kMostParts = 64;
+  static constexpr uint32_t kMostPages = 640;
+
+  PartOfTokens parts[kMostParts];
+  const int32_t* page_table;  // null: here
+  uint32_t first_page;
+  int32_t pages[kMostPages];  // from first_page on
+
+  __device__ const PartOfTokens& Part(uint32_t part) const { return parts[part]; }
+  __device__ int32_t Page(uint32_t page) const {
+    return page_table == nullptr ? pages[page - first_page] : page_table[page];
   }
+};
+
+// REQUIRES: there are at most kMostParts.
+ByValue ValuesOf(const PagedCopy& copy) {
+  ByValue values = {};
+  std::copy_n(copy.parts, copy.num_parts, values.parts);
+  values.page_table = copy.page_table;
+  if (copy.host_page_table == nullptr) return values;
+  uint32_t first = UINT32_MAX;
+  uint32_t last = 0;
+  for (uint32_t i = 0; i < copy.num_parts; ++i) {
+    const PartOfTokens& part = copy.parts[i];
+    if (part.tokens == 0) continue;
+    first = std::min(first, part.first_token / copy.page_tokens);
+    last = std::max(last, (part.first_token + part.tokens - 1) / copy.page_tokens);
+  }
+  if (first > last || last - first >= ByValue::kMostPages) return values;
+  std::copy_n(copy.host_page_table + first, last - first + 1, values.pages);
+  values.page_table = nullptr;
+  values.first_page = first;
+  return values;
 }
 
-// blockIdx.x: a part; blockIdx.y: which of its rows. Threads go along rows, so that neighbours
-// touch neighbouring bytes on both sides.
-template <typename Unit>
-__global__ void PagedCopyKernel(PagedCopy copy, PagedShape shape) {
-  for (uint32_t p = blockIdx.x; p < copy.num_parts; p += gridDim.x) {
-    const PartOfTokens part = copy.parts[p];
-    const uint32_t units = UnitsOfTensor(shape, part.tokens);
-    const uint32_t step = gridDim.y * blockDim.x;
-    const uint32_t tensors = copy.v == nullptr ? 1 : 2;
-    for (uint32_t tensor = 0; tensor < tensors; ++tensor) {
-      std::byte* const paged = tensor == 0 ? copy.k : copy.v;
-      std::byte* const dense = part.part + size_t{tensor} * units * sizeof(Unit);
-      for (uint32_t i = blockIdx.y * blockDim.x + threadIdx.x; i < units; i += step) {
-        const PagedUnit at = Locate(shape, part.first_token, i);
-        Unit* const in_page = reinterpret_cast<Unit*>(
-            paged + copy.page_table[at.table_index] * copy.page_stride) + at.unit_of_page;
-        Unit* const in_part = reinterpret_cast<Unit*>(dense) + i;
-        if (copy.to_pages) {
-          *in_page = *in_part;
-        } else {
-          *in_part = *in_page;
-        }
+// blockIdx.x: a tile; blockIdx.y: a part.
+template <uint32_t kUnitBytes, typename Descriptors>
+__global__ void __launch_bounds__(kThreads)
+    CopyPagesKernel(const __grid_constant__ PagedCopy copy,
+                    const __grid_constant__ PagedShape shape,
+                    const __grid_constant__ Descriptors descriptors, uint32_t tiles) {
+  // Read once for all threads.
+  __shared__ PartOfTokens part;
+  __shared__ int32_t pages[kMostTilePages];
+  for (uint32_t p = blockIdx.y; p < copy.num_parts; p += gridDim.y) {
+    if (threadIdx.x == 0) part = descriptors.Part(p);
+    __syncthreads();
+    for (uint32_t t = blockIdx.x; t < tiles; t += gridDim.x) {
+      const PagedTile tile = TileOf(shape, part, t);
+      for (uint32_t i = threadIdx.x; i < tile.pages; i += kThreads) {
+        pages[i] = descriptors.Page(tile.first_page + i);
       }
+      __syncthreads();
+      CopyTile(copy, shape, part, tile, pages, threadIdx.x, DeviceAccess<kUnitBytes>());
+      __syncthreads();
     }
   }
 }
 
-template <typename Unit>
-void Launch(const PagedCopy& copy, const PagedShape& shape, dim3 grid, cudaStream_t stream) {
-  PagedCopyKernel<Unit><<<grid, kThreads, 0, stream>>>(copy, shape);
+template <typename Descriptors>
+void Launch(const PagedCopy& copy, const PagedShape& shape, const Descriptors& descriptors,
+            cudaStream_t stream) {
+  constexpr uint32_t kMostBlocksX = 1u << 20;
+  constexpr uint32_t kMostBlocksY = 65535;
+  const uint32_t tiles = TilesOfPart(shape, copy.most_tokens);
+  const dim3 grid(std::min(tiles, kMostBlocksX), std::min(copy.num_parts, kMostBlocksY));
+  switch (shape.unit_bytes) {
+    case 16:
+      CopyPagesKernel<16><<<grid, kThreads, 0, stream>>>(copy, shape, descriptors, tiles);
+      break;
+    case 8:
+      CopyPagesKernel<8><<<grid, kThreads, 0, stream>>>(copy, shape, descriptors, tiles);
+      break;
+    case 4:
+      CopyPagesKernel<4><<<grid, kThreads, 0, stream>>>(copy, shape, descriptors, tiles);
+      break;
+    case 2:
+      CopyPagesKernel<2><<<grid, kThreads, 0, stream>>>(copy, shape, descriptors, tiles);
+      break;
+    default:
+      CopyPagesKernel<1><<<grid, kThreads, 0, stream>>>(copy, shape, descriptors, tiles);
+  }
 }
 
 }  // namespace
 
 int LaunchCopyPieces(const CopyPiece* pieces, size_t num_pieces, void* stream) {
-  // Few pieces are divided among several blocks each.
-  const unsigned blocks_each = num_pieces < 512 ? 8 : 1;
-  const auto at_once =
-      static_cast<unsigned>(std::min<size_t>(num_pieces, kMostBlocks / blocks_each));
-  CopyPiecesKernel<<<at_once * blocks_each, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      pieces, num_pieces, blocks_each);
+  // Twice what a large device runs at a time.
+  constexpr uint64_t kMostBlocks = 4096;
+  uint32_t most_units = 0;
+  for (size_t i = 0; i < num_pieces; ++i)
+    most_units = std::max(most_units, UnitsOf(pieces[i]).units);
+  const PieceTiles numbering = PieceTiles::Of(most_units);
+  const uint64_t tiles = uint64_t{num_pieces} << numbering.tiles_shift;
+  const uint64_t blocks = (tiles + kThreads / kWarp - 1) / (kThreads / kWarp);
+  CopyPiecesKernel<<<static_cast<unsigned>(std::min(blocks, kMostBlocks)), kThreads, 0,
+                     static_cast<cudaStream_t>(stream)>>>(pieces, tiles, numbering);
   return cudaGetLastError();
 }
 
 int LaunchPagedCopy(const PagedCopy& copy, void* stream) {
   const PagedShape shape = ShapeOf(copy);
-  const uint32_t units = UnitsOfTensor(shape, copy.most_tokens);
-  const unsigned rows = std::min<unsigned>(64, (units + kThreads - 1) / kThreads);
-  const dim3 grid(std::min(copy.num_parts, kMostBlocks), std::max(1u, rows));
   const auto on = static_cast<cudaStream_t>(stream);
-  switch (shape.unit_bytes) {
-    case 16:
-      Launch<uint4>(copy, shape, grid, on);
-      break;
-    case 8:
-      Launch<uint2>(copy, shape, grid, on);
-      break;
-    case 4:
-      Launch<uint32_t>(copy, shape, grid, on);
-      break;
-    case 2:
-      Launch<uint16_t>(copy, shape, grid, on);
-      break;
-    default:
-      Launch<uint8_t>(copy, shape, grid, on);
+  if (copy.num_parts <= ByValue::kMostParts) {
+    Launch(copy, shape, ValuesOf(copy), on);
+  } else {
+    Launch(copy, shape, ByPointer{copy.parts, copy.page_table}, on);
   }
   return cudaGetLastError();
 }

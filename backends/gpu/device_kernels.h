@@ -31,17 +31,21 @@ struct PagedCopy {
   uint32_t row_bytes;  // of one head of one token
   bool head_token_dim;
   bool to_pages;
-  const int32_t* page_table;  // on the device: every thread reads it, again and again
-  const PartOfTokens* parts;  // [num_parts], reachable by the device
+  const int32_t* page_table;  // best on the device
+  const PartOfTokens* parts;  // [num_parts], in host memory that the device reaches
   uint32_t num_parts;
   uint32_t most_tokens;  // of any part
   uint32_t alignment;    // a power of two: all parts are at multiples of it
+  // The page table once more, where this processor can read it: one that is short then goes with
+  // the launch, and the kernel has not to wait for it. Null: it cannot.
+  const int32_t* host_page_table = nullptr;
 };
 
-// Enqueue on a CUDA stream of the current device; `pieces`, `parts` and `page_table` are read when
-// it gets there. Everything must be reachable by the device. They return a cudaError_t; nothing is
-// enqueued when it is not 0. REQUIRES: there is something to copy; a piece, and the K of a part,
-// have less than kMostKernelBytes.
+// Enqueue on a CUDA stream of the current device. `pieces` are in host memory that the device
+// reaches. They and `parts` are read in the call, or when the stream gets there, or both;
+// `page_table` when the stream gets there. Everything must be reachable by the device. They return
+// a cudaError_t; nothing is enqueued when it is not 0. REQUIRES: there is something to copy; a
+// piece, and the K of a part, have less than kMostKernelBytes; tokens are below 2^31.
 inline constexpr size_t kMostKernelBytes = size_t{1} << 31;
 int LaunchCopyPieces(const CopyPiece* pieces, size_t num_pieces, void* stream);
 int LaunchPagedCopy(const PagedCopy& copy, void* stream);
