@@ -117,7 +117,9 @@ Transfer PagedCache::Copy(std::vector<Write> writes, absl::Span<const int32_t> p
                           Stream stream) {
   if (writes.empty()) return {};
   std::vector<PagedWriteOp> ops;
+  ops.reserve(writes.size() * pages_.layout.layers);
   std::vector<uint32_t> write_of_op;
+  write_of_op.reserve(ops.capacity());
   for (uint32_t layer = 0; layer < pages_.layout.layers; ++layer) {
     for (uint32_t i = 0; i < writes.size(); ++i) {
       Write& write = writes[i];
@@ -182,15 +184,21 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
                                     .tokens = static_cast<uint32_t>(in_blocks)});
   loaded.tokens = match.tokens;
   const size_t first_block = first_token / options_.tokens_per_block;
+  const size_t blocks = match.blocks.size() - std::min(first_block, match.blocks.size());
   std::vector<PagedReadOp> ops;
+  ops.reserve(blocks * pages_.layout.layers);
   std::vector<Slot> slots;
+  slots.reserve(blocks);
+  for (size_t block = first_block; block < match.blocks.size(); ++block) {
+    slots.push_back(match.blocks[block].slot_);
+    cache_.CountRead(slots.back(), match.blocks[block].size());
+  }
   for (uint32_t layer = 0; layer < pages_.layout.layers; ++layer) {
     for (size_t block = first_block; block < match.blocks.size(); ++block) {
       const ReadLease& lease = match.blocks[block];
       const size_t part_bytes = lease.bytes_ / lease.parts_;
       ops.push_back({lease.extent_, layer * part_bytes, layer, TokensOf(block, in_blocks),
                      lease.checksums_ == nullptr ? 0 : lease.checksums_[layer]});
-      slots.push_back(lease.slot_);
     }
   }
   for (size_t block = first_block; block < match.blocks.size(); ++block) {
@@ -200,14 +208,12 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
     loaded.copies = cache_.backend_->ReadPages(pages_, page_table, ops, stream);
     if (!loaded.copies.Done()) {
       const auto pins = std::make_shared<std::vector<std::shared_ptr<void>>>();
-      for (size_t block = first_block; block < match.blocks.size(); ++block) {
-        pins->push_back(cache_.PinForCopy(match.blocks[block].slot_));
-      }
+      for (Slot slot : slots) pins->push_back(cache_.PinForCopy(slot));
       loaded.copies.Keep(pins);
     }
     loaded.copies.OnOpDone(
         [&cache = cache_, slots = std::move(slots)](size_t op, const absl::Status& status) {
-          cache.DropIfCorrupt(slots[op], status);
+          cache.DropIfCorrupt(slots[op % slots.size()], status);
         });
   }
   cache_.Release(absl::MakeSpan(match.blocks));

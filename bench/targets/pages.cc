@@ -3,14 +3,20 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kvcache/backends/cpu_ram/cpu_ram.h"
 #include "kvcache/bench/targets/suite.h"
+#include "kvcache/core/cache.h"
+#include "kvcache/core/check.h"
+#include "kvcache/core/paged_cache.h"
 #include "kvcache/core/paged_kv.h"
+#include "kvcache/eviction/lru/lru.h"
 
 namespace kvcache::bench {
 namespace {
@@ -93,6 +99,56 @@ class Pages {
   uint64_t sum_ = 0;
 };
 
+// What an op costs beside its copy: prompts of blocks whose parts are 256 bytes.
+class SmallParts {
+ public:
+  static constexpr uint32_t kLayers = 32;
+  static constexpr uint32_t kBlocks = 64;
+  static constexpr double kOps = kLayers * kBlocks;
+
+  SmallParts() {
+    kv_.layout = {.dtype = DType::kInt8, .layers = kLayers, .kv_heads = 1, .head_dim = 2};
+    kv_.page_tokens = kBlockTokens;
+    kv_.pages = kBlocks;
+    kv_.page_stride = 2 * kv_.PageBytes();
+    memory_.resize(kLayers * kBlocks * kv_.page_stride);
+    for (uint32_t layer = 0; layer < kLayers; ++layer) {
+      std::byte* const k = memory_.data() + layer * kBlocks * kv_.page_stride;
+      kv_.layers.push_back({k, k + kv_.PageBytes()});
+    }
+    auto backend = CreateCpuRamBackend({.capacity_bytes = size_t{64} << 20});
+    cache_ = *Cache::Create({.checksums = false}, *std::move(backend), CreateLruPolicy());
+    PagedCacheOptions options = {.tokens_per_block = kBlockTokens};
+    options.ns.layout = kv_.layout;
+    options.ns.shard = Shard::Whole(kLayers, 1);
+    paged_ = *PagedCache::Create(cache_.get(), kv_, options);
+    tokens_.resize(kBlocks * kBlockTokens);
+    table_.resize(kBlocks);
+    std::iota(table_.begin(), table_.end(), 0);
+  }
+
+  // Nanoseconds for each op.
+  double Save() {
+    cache_->Clear();
+    return 1e9 / kOps * Seconds([&] {
+             KVCACHE_CHECK(paged_->Save(tokens_, table_)->copied_tokens == tokens_.size(), "save");
+           });
+  }
+  double Load() {
+    return 1e9 / kOps * Seconds([&] {
+             KVCACHE_CHECK(paged_->Load(tokens_, table_)->copies.Wait().ok(), "load");
+           });
+  }
+
+ private:
+  PagedKv kv_;
+  std::vector<std::byte> memory_;
+  std::vector<int32_t> tokens_;
+  std::vector<int32_t> table_;
+  std::unique_ptr<Cache> cache_;
+  std::unique_ptr<PagedCache> paged_;
+};
+
 }  // namespace
 
 void MeasurePages(Suite& suite) {
@@ -118,6 +174,12 @@ void MeasurePages(Suite& suite) {
         absl::StrCat("scatter to pages ", shape.name), "GB/s", Goal::kAtLeast, shape.target,
         [&] { return pages.Scatter(); }, "memcpy", memcpy);
   }
+  // A part of 64 KiB takes 3,000 ns.
+  SmallParts small;
+  suite.Value("pages: save, bookkeeping of a layer of a block", "ns", Goal::kAtMost, 400,
+              [&] { return small.Save(); });
+  suite.Value("pages: load, bookkeeping of a layer of a block", "ns", Goal::kAtMost, 300,
+              [&] { return small.Load(); });
 }
 
 }  // namespace kvcache::bench
