@@ -228,10 +228,18 @@ void Advisor::Learn(const Queued& queued, const Terms* terms) {
                          .first = static_cast<bool>(queued.first)};
   Known& of_key = known_[Spread(queued.key_hash) % known_.size()];
   if (terms != nullptr) {
+    reference.matched = of_key.key_hash == queued.key_hash && of_key.matched;
     of_key = last_put_ = {queued.key_hash, reference.bytes, *terms};
   } else {
     ++sampled_.lookups;
     sampled_.hits += reference.bytes > 0;
+    if (reference.kind == Reference::Kind::kMatch && reference.bytes == 0) {
+      if (of_key.key_hash != queued.key_hash) {
+        of_key = last_put_;
+        of_key.key_hash = queued.key_hash;
+      }
+      of_key.matched = of_key.bytes > 0;
+    }
   }
   const Known& known = of_key.key_hash == queued.key_hash ? of_key : last_put_;
   if (reference.bytes == 0) reference.bytes = known.bytes;

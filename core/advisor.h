@@ -98,6 +98,7 @@ class Advisor {
     uint64_t key_hash = 0;
     size_t bytes = 0;
     Terms terms;
+    bool matched = false;  // missed by a Match and not put since
   };
 
   struct Queue {

@@ -1,13 +1,16 @@
 #include "kvcache/core/shadow_cache.h"
 
+#include <algorithm>
+
 #include "kvcache/core/check.h"
 
 namespace kvcache::internal {
 namespace {
 
-EntryInfo InfoOf(const Reference& reference) {
+EntryInfo InfoOf(const Reference& reference, Slot parent) {
   return {.key_hash = reference.key_hash,
           .bytes = reference.bytes,
+          .parent = parent,
           .depth = reference.depth,
           .chain_blocks = reference.chain_blocks,
           .recompute_cost = reference.recompute_cost,
@@ -16,8 +19,8 @@ EntryInfo InfoOf(const Reference& reference) {
 }
 
 // Blocks that were sampled are seldom neighbours, so the policy hears of each by itself.
-Run RunOf(const Reference& reference, uint32_t depth, bool continues) {
-  return {.first_depth = depth,
+Run RunOf(const Reference& reference, bool continues) {
+  return {.first_depth = reference.depth,
           .chain_blocks = reference.chain_blocks,
           .now = ToTime(reference.now),
           .continues = continues};
@@ -41,39 +44,73 @@ ShadowCache::ShadowCache(std::unique_ptr<EvictionPolicy> policy, size_t max_bloc
 }
 
 size_t ShadowCache::Look(absl::Span<const Reference> request) {
+  if (request.front().kind == Reference::Kind::kMatch) return LookAtChain(request);
   hits_.clear();
-  bool continues = false;
   for (auto it = request.rbegin(); it != request.rend(); ++it) {
     const Slot slot = FindLive(*it);
-    if (slot != kNoSlot) {
-      hits_.emplace_back(slot, it->depth);
-    } else if (it->kind == Reference::Kind::kMatch) {
-      policy_->Miss({&it->key_hash, 1}, RunOf(*it, it->depth, continues));
-      continues = true;
-    }
+    if (slot != kNoSlot) hits_.emplace_back(slot, &*it);
   }
   const size_t hits = hits_.size();
-  for (const auto& [slot, depth] : hits_) {
-    policy_->Touch({&slot, 1}, RunOf(request.front(), depth, continues));
-    continues = true;
+  bool continues = false;
+  for (const auto& [slot, reference] : hits_) {
+    Touch(slot, *reference, std::exchange(continues, true));
   }
   if (hits == request.size()) return hits;
   for (const Reference& reference : request) {
-    if (Find(reference.id) == kNoSlot) Insert(reference);
+    if (Find(reference.id) == kNoSlot) Insert(reference, kNoSlot);
   }
   return hits;
 }
 
+size_t ShadowCache::LookAtChain(absl::Span<const Reference> request) {
+  hits_.clear();
+  for (const Reference& reference : request) {
+    const Slot slot = FindLive(reference);
+    if (slot == kNoSlot) break;
+    hits_.emplace_back(slot, &reference);
+  }
+  const size_t hits = hits_.size();
+  bool continues = false;
+  for (size_t i = request.size(); i > hits; --i) {
+    const Reference& missed = request[i - 1];
+    policy_->Miss({&missed.key_hash, 1}, RunOf(missed, std::exchange(continues, true)));
+  }
+  for (auto it = hits_.rbegin(); it != hits_.rend(); ++it) {
+    Touch(it->first, *it->second, std::exchange(continues, true));
+  }
+  Slot last = hits == 0 ? kNoSlot : hits_.back().first;
+  for (const Reference& reference : request.subspan(hits)) {
+    Slot slot = FindLive(reference);
+    if (slot != kNoSlot) {
+      Touch(slot, reference, /*continues=*/true);
+    } else {
+      slot = Insert(reference, last);
+      if (slot == kNoSlot) break;
+    }
+    last = slot;
+  }
+  return hits;
+}
+
+void ShadowCache::Touch(Slot slot, const Reference& reference, bool continues) {
+  entries_[slot].parked = false;
+  policy_->Touch({&slot, 1}, RunOf(reference, continues));
+}
+
 void ShadowCache::Put(const Reference& put) {
   const Slot slot = FindLive(put);
-  if (slot != kNoSlot) {
-    Entry& entry = entries_[slot];
-    const bool right = entry.bytes == put.bytes && entry.ttl == put.ttl &&
-                       entry.recompute_cost == put.recompute_cost;
-    if (!std::exchange(entry.guessed, false) || right) return;
-    Remove(slot, RemoveReason::kReplaced);
+  if (slot == kNoSlot) {
+    if (!put.matched) Insert(put, kNoSlot);
+    return;
   }
-  Insert(put);
+  Entry& entry = entries_[slot];
+  const bool right = entry.bytes == put.bytes && entry.ttl == put.ttl &&
+                     entry.recompute_cost == put.recompute_cost;
+  if (!std::exchange(entry.guessed, false) || right) return;
+  policy_->Remove(slot, RemoveReason::kReplaced);
+  if (entry.deadline != kNever) deadlines_.Remove(slot);
+  bytes_ -= entry.bytes;
+  Admit(slot, put);
 }
 
 void ShadowCache::SetCapacity(size_t capacity_bytes) {
@@ -89,28 +126,56 @@ Slot ShadowCache::FindLive(const Reference& reference) {
   return kNoSlot;
 }
 
-void ShadowCache::Insert(const Reference& reference) {
-  if (reference.bytes == 0) return;
-  const EntryInfo info = InfoOf(reference);
+Slot ShadowCache::Insert(const Reference& reference, Slot parent) {
+  if (reference.bytes == 0) return kNoSlot;
   RemoveExpired(reference.now);
-  if (!MakeRoom(info)) return;
+  if (parent != kNoSlot) ++entries_[parent].children;  // so that it stays
+  if (!MakeRoom(InfoOf(reference, parent))) {
+    if (parent != kNoSlot) LoseChild(parent);
+    return kNoSlot;
+  }
   const Slot slot = free_;
   Entry& entry = entries_[slot];
   free_ = entry.next_free;
   entry = {.id = reference.id,
-           .bytes = reference.bytes,
-           .deadline = After(reference.now, reference.ttl),
-           .ttl = reference.ttl,
-           .recompute_cost = reference.recompute_cost,
-           .guessed = reference.kind != Reference::Kind::kPut};
-  bytes_ += reference.bytes;
+           .guessed = reference.kind != Reference::Kind::kPut,
+           .parent = parent,
+           .put_of_parent = parent == kNoSlot ? 0 : entries_[parent].put,
+           .put = ++puts_};
   index_.Insert(reference.id, slot);
+  Admit(slot, reference);
+  return slot;
+}
+
+void ShadowCache::Admit(Slot slot, const Reference& reference) {
+  Entry& entry = entries_[slot];
+  const Slot parent = ParentOf(entry);
+  entry.bytes = reference.bytes;
+  entry.ttl = reference.ttl;
+  entry.recompute_cost = reference.recompute_cost;
+  entry.deadline = After(reference.now, reference.ttl);
+  if (parent != kNoSlot) entry.deadline = std::min(entry.deadline, entries_[parent].deadline);
+  entry.parked = false;
+  bytes_ += entry.bytes;
   if (entry.deadline != kNever) deadlines_.Push(slot, entry.deadline);
+  EntryInfo info = InfoOf(reference, parent);
+  info.deadline = ToTime(entry.deadline);
   policy_->Admit(slot, info);
+}
+
+Slot ShadowCache::ParentOf(const Entry& entry) const {
+  const Slot parent = entry.parent;
+  return parent != kNoSlot && entries_[parent].put == entry.put_of_parent ? parent : kNoSlot;
+}
+
+void ShadowCache::LoseChild(Slot parent) {
+  Entry& entry = entries_[parent];
+  if (--entry.children == 0 && std::exchange(entry.parked, false)) policy_->Unpark(parent);
 }
 
 void ShadowCache::Remove(Slot slot, RemoveReason reason) {
   Entry& entry = entries_[slot];
+  const Slot parent = ParentOf(entry);
   index_.Erase(entry.id, slot);
   if (entry.deadline != kNever) deadlines_.Remove(slot);
   bytes_ -= entry.bytes;
@@ -118,6 +183,7 @@ void ShadowCache::Remove(Slot slot, RemoveReason reason) {
   entry = Entry();
   entry.next_free = free_;
   free_ = slot;
+  if (parent != kNoSlot) LoseChild(parent);
 }
 
 bool ShadowCache::MakeRoom(const EntryInfo& incoming) {
@@ -125,14 +191,19 @@ bool ShadowCache::MakeRoom(const EntryInfo& incoming) {
   while (bytes_ > capacity_ - incoming.bytes || (incoming.bytes > 0 && free_ == kNoSlot)) {
     full_ = true;
     const VictimResult victim = policy_->Victim(incoming);
-    if (victim.kind != VictimResult::Kind::kSlot) {
-      KVCACHE_CHECK(victim.kind == VictimResult::Kind::kRefuse, "no victim among ", blocks());
+    if (victim.kind == VictimResult::Kind::kNone) return false;
+    if (victim.kind == VictimResult::Kind::kRefuse) {
       policy_->Bypassed({&incoming.key_hash, 1}, {.first_depth = incoming.depth,
                                                   .chain_blocks = incoming.chain_blocks,
                                                   .now = incoming.now});
       return false;
     }
-    Remove(victim.slot, RemoveReason::kEvicted);
+    if (entries_[victim.slot].children > 0) {
+      policy_->Park(victim.slot);
+      entries_[victim.slot].parked = true;
+    } else {
+      Remove(victim.slot, RemoveReason::kEvicted);
+    }
   }
   return true;
 }
