@@ -201,9 +201,6 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
                      lease.checksums_ == nullptr ? 0 : lease.checksums_[layer]});
     }
   }
-  for (size_t block = first_block; block < match.blocks.size(); ++block) {
-    cache_.CountRead(match.blocks[block].slot_, match.blocks[block].bytes_);
-  }
   if (!ops.empty()) {
     loaded.copies = cache_.backend_->ReadPages(pages_, page_table, ops, stream);
     if (!loaded.copies.Done()) {

@@ -63,6 +63,7 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
       .num_parts = static_cast<uint32_t>(end - first),
       .most_tokens = most_tokens,
       .alignment = static_cast<uint32_t>(addresses & -addresses),
+      .host_page_table = reinterpret_cast<const int32_t*>(call.table.from),
   };
 
   Kept kept = call.descriptors;
