@@ -290,8 +290,10 @@ void Advisor::SetCapacity(size_t capacity_bytes, const Measured& measured) {
 std::vector<Advice> Advisor::Advise(const Measured& measured) {
   MutexLock lock(mu_);
   WorkOff();
-  const double lookups = static_cast<double>(measured.lookups - before_.lookups);
-  const double hits = static_cast<double>(measured.hits - before_.hits);
+  // What was measured before a Resize() may come after it.
+  const uint64_t counted = measured.lookups - std::min(measured.lookups, before_.lookups);
+  const double lookups = static_cast<double>(counted);
+  const double hits = static_cast<double>(measured.hits - std::min(measured.hits, before_.hits));
   std::vector<Advice> advice;
   for (const Shadow& shadow : shadows_) {
     Advice& a = advice.emplace_back();
@@ -299,11 +301,11 @@ std::vector<Advice> Advisor::Advise(const Measured& measured) {
     a.times_capacity = shadow.times_capacity;
     a.capacity_bytes = static_cast<size_t>(
         std::min(static_cast<double>(capacity_) * shadow.times_capacity, 0x1p63));
-    a.lookups = measured.lookups - before_.lookups;
+    a.lookups = counted;
     a.sampled_lookups = sampled_.lookups;
     a.sampled_hits = shadow.hits;
     a.sampled_hits_of_cache = sampled_.hits;
-    if (sampled_.lookups < Advice::kFewestSampledLookups ||
+    if (counted == 0 || sampled_.lookups < Advice::kFewestSampledLookups ||
         (shadow.cache->full() && shadow.cache->blocks() < Advice::kFewestSampledBlocks)) {
       continue;
     }

@@ -51,7 +51,7 @@ absl::Status BlockTable::AddPriority(uint16_t priority, std::unique_ptr<Eviction
     levels_ = std::make_unique<PriorityLevels>(*policy_, max_blocks_, capacity_);
     policy_ = levels_.get();
   }
-  return levels_->AddLevel(priority, has_normal_, std::move(policy));
+  return levels_->AddLevel(priority, std::move(policy));
 }
 
 void BlockTable::EndPrioritiesThatAreOver(Nanos now) {

@@ -260,7 +260,6 @@ class BlockTable {
 
   EvictionPolicy* policy_;  // levels_, once there are any
   std::unique_ptr<PriorityLevels> levels_;
-  bool has_normal_ = false;  // a block of priority 0 was put
   const size_t alignment_;
   const size_t max_blocks_;
   const bool keeps_checksums_;

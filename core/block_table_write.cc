@@ -31,7 +31,6 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
   write.chain_blocks = options.chain_blocks;
   write.priority = options.priority;
   write.keep_priority_for = LengthOf(options.keep_priority_for);
-  has_normal_ |= options.priority == 0;
   write.leased = true;
   write.keep = write.progress = false;
   if (keeps_checksums_ && b.parts > 1) b.checksums = new uint64_t[b.parts]();

@@ -182,7 +182,7 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
                                     .keys = *keys,
                                     .tokens_per_block = options_.tokens_per_block,
                                     .tokens = static_cast<uint32_t>(in_blocks)});
-  loaded.tokens = match.tokens;
+  loaded.tokens = std::max(match.tokens, first_token);
   const size_t first_block = first_token / options_.tokens_per_block;
   const size_t blocks = match.blocks.size() - std::min(first_block, match.blocks.size());
   std::vector<PagedReadOp> ops;

@@ -49,6 +49,7 @@ struct PagedSaveOptions {
 //     loaded->copies.WaitPartOn(stream, layer);                // no host wait
 //     attend(layer, stream);                                   // computes from loaded->tokens on
 //   }
+//   if (!loaded->copies.Wait().ok()) return Recompute();       // before anybody sees the result
 //   auto saved = (*paged)->Save(prompt, page_table, stream);
 //   saved->copies.WaitOn(stream);                              // before the pages are used again
 //
@@ -74,7 +75,9 @@ class PagedCache {
     Transfer copies = {};
   };
   // `tokens`: the prompt from its beginning; token i is in page_table[i / page_tokens]. Behind the
-  // work that is on `stream`; the pages must not change before the copies have ended.
+  // work that is on `stream`; the pages must not change before the copies have ended. What they
+  // hold is taken for right: after a Load() wait for its copies first, since one that ends with
+  // kDataLoss has dropped the block, and this would put the wrong bytes in its place.
   // kInvalidArgument when there are no tokens, or they are not all in pages.
   absl::StatusOr<Saved> Save(absl::Span<const int32_t> tokens, absl::Span<const int32_t> page_table,
                              Stream stream = {}, const PagedSaveOptions& options = {});
@@ -83,7 +86,8 @@ class PagedCache {
   absl::StatusOr<uint32_t> Lookup(absl::Span<const int32_t> tokens) const;
 
   struct Loaded {
-    uint32_t tokens = 0;  // leading ones that are in the pages when the copies have ended
+    // Leading ones that are in the pages when the copies have ended; at least first_token.
+    uint32_t tokens = 0;
     // As those of Saved. When an op fails, kDataLoss among others, none of the tokens from
     // `first_token` on may be used.
     Transfer copies = {};

@@ -19,13 +19,12 @@ size_t PriorityLevels::FindLevel(uint16_t priority) const {
   return level;
 }
 
-absl::Status PriorityLevels::AddLevel(uint16_t priority, bool normal_is_used,
-                                      std::unique_ptr<EvictionPolicy> policy) {
+absl::Status PriorityLevels::AddLevel(uint16_t priority, std::unique_ptr<EvictionPolicy> policy) {
   KVCACHE_CHECK(!HasLevel(priority), "priority ", priority, " is there already");
-  if (num_levels_ - 1 + normal_is_used >= kMostPriorities) {
-    return absl::InvalidArgumentError(absl::StrCat("options.priority: ", priority,
-                                                   " would be one more than the ", kMostPriorities,
-                                                   " different values that a cache may be given"));
+  if (num_levels_ == kMostPriorities) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("options.priority: ", priority, " would be one more than the ",
+                     kMostPriorities, " different values that a cache may be given, 0 among them"));
   }
   policy->SetLimits(level_of_.size(), capacity_bytes_);
   Level& level = levels_[num_levels_];

@@ -34,10 +34,9 @@ class PriorityLevels final : public EvictionPolicy {
 
   // Whether the level is there. REQUIRES for Admit(): that of the block is.
   bool HasLevel(uint16_t priority) const { return FindLevel(priority) < num_levels_; }
-  // A level on `policy`, which knows no slots. kInvalidArgument when kMostPriorities are in use
-  // already; the normal one counts when it is.
-  absl::Status AddLevel(uint16_t priority, bool normal_is_used,
-                        std::unique_ptr<EvictionPolicy> policy);
+  // A level on `policy`, which knows no slots. kInvalidArgument when there are kMostPriorities, the
+  // normal one among them.
+  absl::Status AddLevel(uint16_t priority, std::unique_ptr<EvictionPolicy> policy);
 
   // Whether a block is too important to make room for a newcomer.
   bool Outranks(Slot slot, const EntryInfo& incoming) const {
@@ -69,8 +68,6 @@ class PriorityLevels final : public EvictionPolicy {
   void Bypassed(absl::Span<const uint64_t> key_hashes, const Run& run) override;
 
  private:
-  static constexpr size_t kMostLevels = kMostPriorities + 1;
-
   struct Level {
     uint16_t priority = 0;
     EvictionPolicy* policy = nullptr;
@@ -84,11 +81,11 @@ class PriorityLevels final : public EvictionPolicy {
   Run ToldTo(Level& level, Run run);
   void StartRun(const Run& run);
 
-  std::array<Level, kMostLevels> levels_;  // levels_[0] is the normal one
+  std::array<Level, kMostPriorities> levels_;  // levels_[0] is the normal one
   size_t num_levels_ = 1;
-  std::array<uint8_t, kMostLevels> by_priority_ = {};  // indices of levels, the lowest first
-  std::vector<uint8_t> level_of_;                      // [max_slots]
-  SlotHeap<std::pair<absl::Time, uint64_t>> ends_;     // when priorities end, and a sequence
+  std::array<uint8_t, kMostPriorities> by_priority_ = {};  // indices of levels, the lowest first
+  std::vector<uint8_t> level_of_;                          // [max_slots]
+  SlotHeap<std::pair<absl::Time, uint64_t>> ends_;         // when priorities end, and a sequence
   uint64_t sequence_ = 0;
   size_t capacity_bytes_;
   size_t refusing_level_ = 0;

@@ -69,7 +69,7 @@ class PriorityLevelsTest : public testing::Test {
   PriorityLevelsTest() {
     normal_->SetLimits(kSlots, kSlots);
     for (uint16_t priority : {50, 20}) {
-      EXPECT_TRUE(levels_.AddLevel(priority, true, CreateLruPolicy()).ok());
+      EXPECT_TRUE(levels_.AddLevel(priority, CreateLruPolicy()).ok());
     }
   }
 
@@ -120,16 +120,14 @@ TEST_F(PriorityLevelsTest, APriorityThatEndsAfterTheBlockHasGoneMeansNothing) {
 
 TEST_F(PriorityLevelsTest, AtMostEightPrioritiesAreInUse) {
   for (uint16_t priority : {1, 2, 3, 4, 5}) {
-    EXPECT_TRUE(levels_.AddLevel(priority, true, CreateLruPolicy()).ok());
+    EXPECT_TRUE(levels_.AddLevel(priority, CreateLruPolicy()).ok());
   }
   EXPECT_TRUE(levels_.HasLevel(5));
-  const absl::Status ninth = levels_.AddLevel(77, true, CreateLruPolicy());
+  const absl::Status ninth = levels_.AddLevel(77, CreateLruPolicy());
   EXPECT_EQ(ninth.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(ninth.message(), HasSubstr("77"));
   EXPECT_THAT(ninth.message(), HasSubstr("8"));
   EXPECT_FALSE(levels_.HasLevel(77));
-  EXPECT_TRUE(levels_.AddLevel(77, /*normal_is_used=*/false, CreateLruPolicy()).ok())
-      << "the normal one was never used";
 }
 
 TEST(PriorityLevelsRequestTest, EachLevelHearsItsPartOfARequestAndAllThatWasMissed) {
@@ -137,7 +135,7 @@ TEST(PriorityLevelsRequestTest, EachLevelHearsItsPartOfARequestAndAllThatWasMiss
   PriorityLevels levels(normal, kSlots, kSlots);
   auto owned = std::make_unique<ToldPolicy>();
   ToldPolicy& high = *owned;
-  ASSERT_TRUE(levels.AddLevel(9, true, std::move(owned)).ok());
+  ASSERT_TRUE(levels.AddLevel(9, std::move(owned)).ok());
   for (Slot slot : {0, 1}) levels.Admit(slot, {.priority = 9});
   for (Slot slot : {2, 3}) levels.Admit(slot, {});
   levels.Miss({100, 101}, {.first_depth = 4, .chain_blocks = 6});
@@ -163,7 +161,7 @@ TEST(PriorityLevelsRequestTest, OnlyThePolicyOfItsPriorityMayFindANewcomerWorthL
   PriorityLevels levels(normal, kSlots, kSlots);
   auto owned = std::make_unique<ToldPolicy>(VictimResult::Of(7));
   ToldPolicy& high = *owned;
-  ASSERT_TRUE(levels.AddLevel(9, true, std::move(owned)).ok());
+  ASSERT_TRUE(levels.AddLevel(9, std::move(owned)).ok());
   EXPECT_EQ(levels.Victim({.bytes = 5}).kind, VictimResult::Kind::kRefuse);
   EXPECT_EQ(normal.newcomer_bytes, 5u);
   levels.Bypassed({{1}}, {});
@@ -178,7 +176,7 @@ TEST(PriorityLevelsRequestTest, TheEndOfAPriorityIsNoDeath) {
   PriorityLevels levels(normal, kSlots, kSlots);
   auto owned = std::make_unique<ToldPolicy>();
   ToldPolicy& high = *owned;
-  ASSERT_TRUE(levels.AddLevel(9, true, std::move(owned)).ok());
+  ASSERT_TRUE(levels.AddLevel(9, std::move(owned)).ok());
   levels.Admit(0, {.priority = 9, .keep_priority_for = absl::Seconds(1), .now = At(0)});
   levels.EndPriority(0, {.priority = 9}, false);
   EXPECT_EQ(high.removed, RemoveReason::kOtherPriority);

@@ -115,6 +115,7 @@ void ShadowCache::Put(const Reference& put) {
 
 void ShadowCache::SetCapacity(size_t capacity_bytes) {
   capacity_ = capacity_bytes;
+  full_ = false;
   policy_->SetLimits(max_blocks_, capacity_bytes);
   MakeRoom({});
 }
@@ -187,7 +188,10 @@ void ShadowCache::Remove(Slot slot, RemoveReason reason) {
 }
 
 bool ShadowCache::MakeRoom(const EntryInfo& incoming) {
-  if (incoming.bytes > capacity_) return false;
+  if (incoming.bytes > capacity_) {
+    full_ = true;
+    return false;
+  }
   while (bytes_ > capacity_ - incoming.bytes || (incoming.bytes > 0 && free_ == kNoSlot)) {
     full_ = true;
     const VictimResult victim = policy_->Victim(incoming);

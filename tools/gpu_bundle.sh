@@ -8,8 +8,8 @@ usage() {
 Usage: tools/gpu_bundle.sh FOLDER
 
 Builds the tests and the benchmark for GPUs and collects them in FOLDER, which must not exist, with
-every library that they need except for the driver's. Copy it to a machine with an NVIDIA driver,
-and call FOLDER/run there.
+every library that they need except for the driver's. Copy it to a machine with an NVIDIA driver
+that knows the CUDA Toolkit used here (580 and newer for 13.0), and call FOLDER/run there.
 END
 }
 
@@ -40,6 +40,11 @@ for target in "${targets[@]}"; do
     cp -Lu "${library}" "${folder}/lib/"
   done
 done
+# The driver's library asks for these, which must be of the same C library.
+libc="$(ldd "${binaries}/tests/gpu/device_test" | grep -o '/[^ ]*/libc\.so\.6')"
+for library in libdl.so.2 libpthread.so.0 librt.so.1 libutil.so.1; do
+  cp -Lu "$(dirname "${libc}")/${library}" "${folder}/lib/"
+done
 
 cat >"${folder}/run" <<'END'
 #!/bin/sh
@@ -50,28 +55,29 @@ umask 077
 mkdir -p results
 failed=0
 
-drivers=/usr/lib/x86_64-linux-gnu:/usr/lib64:/usr/lib/wsl/lib:/usr/local/nvidia/lib64:/usr/local/cuda/compat
-start() {
-  "$@" ./lib/ld-linux-x86-64.so.2 --library-path "./lib:${drivers}:${LD_LIBRARY_PATH:-}" \
-    "./${binary}" ${flags}
-}
+drivers=${LD_LIBRARY_PATH:-/usr/local/cuda/compat}:/usr/local/nvidia/lib64:/usr/lib/wsl/lib:/usr/lib/x86_64-linux-gnu:/usr/lib64
+# Usage: step BINARY TOOL... Runs it with the flags in ${flags}.
 step() {
-  echo "=== $*" >&2
-  "$@" || { failed=$((failed + 1)); echo "FAILED: $*" >&2; }
+  binary="$1"
+  shift
+  echo "=== ${binary} $*" >&2
+  "$@" ./lib/ld-linux-x86-64.so.2 --library-path "./lib:${drivers}" "./${binary}" ${flags} ||
+    { failed=$((failed + 1)); echo "FAILED: ${binary} $*" >&2; }
 }
 
 export KVCACHE_REQUIRE_GPU=1
-binary=device_test flags="--gtest_output=json:results/device_test.json"
-step start env
+command -v nvidia-smi >/dev/null && nvidia-smi --query-gpu=name,driver_version --format=csv >&2
+flags="--gtest_output=json:results/device_test.json"
+step device_test env
 if command -v compute-sanitizer >/dev/null; then
   flags=""
-  step start compute-sanitizer --tool memcheck --error-exitcode 1
-  step start compute-sanitizer --tool racecheck --error-exitcode 1
+  step device_test compute-sanitizer --tool memcheck --error-exitcode 1
+  step device_test compute-sanitizer --tool racecheck --error-exitcode 1
 else
   echo "compute-sanitizer is not in the PATH: the tests did not run under it" >&2
 fi
-binary=gpu flags="--json=results/gpu.json $*"
-step start env
+flags="--json=results/gpu.json $*"
+step gpu env
 echo "${failed} failed"
 [ "${failed}" -eq 0 ]
 END

@@ -18,6 +18,10 @@ absl::StatusCode CodeOf(cudaError_t error) {
     case cudaErrorInsufficientDriver:
     case cudaErrorNoDevice:
     case cudaErrorInvalidDevice:
+    case cudaErrorInitializationError:
+    case cudaErrorSystemNotReady:
+    case cudaErrorSystemDriverMismatch:
+    case cudaErrorCompatNotSupportedOnDevice:
       return absl::StatusCode::kUnavailable;
     case cudaErrorInvalidValue:
     case cudaErrorInvalidConfiguration:
@@ -211,9 +215,11 @@ class CudaRuntime final : public GpuRuntime {
                          GpuStream stream) override {
     const OnDevice on(device);
     if (!on.status().ok()) return on.status();
-#if CUDART_VERSION >= 12080
-    if (pieces.size() > 1) return CopyMany(pieces, stream);
-#endif
+    if (pieces.size() > 1) {
+      const cudaError_t error = CopyMany(pieces, stream);
+      if (error != cudaErrorCallRequiresNewerDriver) return Result("cudaMemcpyBatchAsync", error);
+      cudaGetLastError();
+    }
     for (const CopyPiece& piece : pieces) {
       absl::Status status = Result(
           "cudaMemcpyAsync",
@@ -239,8 +245,7 @@ class CudaRuntime final : public GpuRuntime {
   }
 
  private:
-#if CUDART_VERSION >= 12080
-  static absl::Status CopyMany(absl::Span<const CopyPiece> pieces, GpuStream stream) {
+  static cudaError_t CopyMany(absl::Span<const CopyPiece> pieces, GpuStream stream) {
     std::vector<void*> to;
     std::vector<void*> from;
     std::vector<size_t> sizes;
@@ -258,17 +263,14 @@ class CudaRuntime final : public GpuRuntime {
     attributes.srcAccessOrder = cudaMemcpySrcAccessOrderStream;
     size_t first = 0;
 #if CUDART_VERSION >= 13000
-    return Result("cudaMemcpyBatchAsync",
-                  cudaMemcpyBatchAsync(to.data(), from.data(), sizes.data(), sizes.size(),
-                                       &attributes, &first, 1, StreamOf(stream)));
+    return cudaMemcpyBatchAsync(to.data(), from.data(), sizes.data(), sizes.size(), &attributes,
+                                &first, 1, StreamOf(stream));
 #else
     size_t failed = 0;
-    return Result("cudaMemcpyBatchAsync",
-                  cudaMemcpyBatchAsync(to.data(), from.data(), sizes.data(), sizes.size(),
-                                       &attributes, &first, 1, &failed, StreamOf(stream)));
+    return cudaMemcpyBatchAsync(to.data(), from.data(), sizes.data(), sizes.size(), &attributes,
+                                &first, 1, &failed, StreamOf(stream));
 #endif
   }
-#endif
 };
 
 }  // namespace
