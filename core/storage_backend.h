@@ -98,6 +98,7 @@ class StorageBackend {
 
   // Starts the copies; they may have ended when the call returns. The op lists are read before the
   // call returns; the memory that they name must stay valid and unchanged until the op has ended.
+  // A source in host memory must be final when the call is made, whatever is on the stream.
   // Every backend that stores bytes computes the checksums that ops ask for, on the host; where a
   // copy need not wait for that, an op may end with kDataLoss after its bytes have arrived.
   // An op that does not fit its extent, names null memory or a memory space that this backend

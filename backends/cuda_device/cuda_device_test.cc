@@ -219,6 +219,59 @@ TEST_F(CudaDeviceTest, AfterALossEverythingIsRefusedAndSaysWhy) {
   EXPECT_EQ(told, 1);
 }
 
+TEST_F(CudaDeviceTest, NeighboursOfTwoAllocationsAreCopiedOneByOne) {
+  Use({}, {.capacity_bytes = 400 * kKiB, .link = {.kernel_below_bytes = 0}});
+  const Extent extent = *backend_->Allocate(64 * kKiB);
+  const MutableBytes host = Pinned(64 * kKiB);
+  // What a driver says to a copy that goes over the end of an allocation.
+  gpu_->FailCall("CopyBatch", absl::InvalidArgumentError("invalid value"));
+  const ConstBytes pieces[] = {host.subspan(0, 32 * kKiB), host.subspan(32 * kKiB)};
+  const WriteOp op = {extent, 0, pieces, {MemoryKind::kPinnedHost}, 0, {}};
+  const absl::Status status = backend_->Write({&op, 1}, Stream::None()).Wait();
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(gpu_->calls("CopyBatch"), 2);
+  backend_->Free(extent);
+}
+
+TEST_F(CudaDeviceTest, OpsOfNoBytesEndWell) {
+  Use({}, {.capacity_bytes = 64 * kKiB});
+  const Extent extent = *backend_->Allocate(kKiB);
+  const std::vector<std::byte> host(kKiB);
+  const ConstBytes source = host;
+  const WriteOp none = {extent, 0, {}, {MemoryKind::kHost}, 0, {}};
+  const WriteOp some = {extent, 0, {&source, 1}, {MemoryKind::kHost}, 1, {}};
+  const WriteOp ops[] = {none, some, none};
+  const absl::Status status = backend_->Write(ops, Stream::None()).Wait();
+  EXPECT_TRUE(status.ok()) << status;
+  backend_->Free(extent);
+}
+
+TEST_F(CudaDeviceTest, ARefusedRecordOrWaitLosesTheDevice) {
+  for (const char* call : {"Record", "Synchronize"}) {
+    Use({}, {.capacity_bytes = 64 * kKiB});
+    const Extent extent = *backend_->Allocate(kKiB);
+    const MutableBytes host = Pinned(kKiB);
+    gpu_->FailCall(call, absl::InvalidArgumentError("injected"));
+    const absl::Status status = Write(extent, host, {MemoryKind::kPinnedHost}).Wait();
+    EXPECT_TRUE(absl::IsUnavailable(status)) << call << ": " << status;
+    EXPECT_TRUE(absl::IsUnavailable(backend_->Allocate(64).status())) << call;
+    backend_->Free(extent);
+    TearDown();
+    backend_ = nullptr;
+    pinned_.clear();
+  }
+}
+
+TEST_F(CudaDeviceTest, TheDefaultStreamIsRefused) {
+  Use({}, {.capacity_bytes = 64 * kKiB});
+  const Extent extent = *backend_->Allocate(kKiB);
+  const Stream stream = {kDevice, nullptr};
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      Write(extent, Pinned(kKiB), {MemoryKind::kPinnedHost}, stream).Wait()));
+  EXPECT_TRUE(absl::IsInvalidArgument(backend_->After(stream).Wait()));
+  backend_->Free(extent);
+}
+
 TEST_F(CudaDeviceTest, AStreamOfNoDeviceIsRefused) {
   Use({}, {.capacity_bytes = 64 * kKiB});
   int engine = 0;

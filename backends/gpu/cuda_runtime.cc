@@ -22,23 +22,43 @@ absl::StatusCode CodeOf(cudaError_t error) {
     case cudaErrorSystemNotReady:
     case cudaErrorSystemDriverMismatch:
     case cudaErrorCompatNotSupportedOnDevice:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorCudartUnloading:
       return absl::StatusCode::kUnavailable;
-    case cudaErrorInvalidValue:
-    case cudaErrorInvalidConfiguration:
-    case cudaErrorInvalidMemcpyDirection:
-    case cudaErrorInvalidResourceHandle:
-    case cudaErrorInvalidDeviceFunction:
-    case cudaErrorNoKernelImageForDevice:
-    case cudaErrorHostMemoryAlreadyRegistered:
-    case cudaErrorHostMemoryNotRegistered:
-    case cudaErrorPeerAccessUnsupported:
-    case cudaErrorNotSupported:
-    case cudaErrorNotPermitted:
-      return absl::StatusCode::kInvalidArgument;
-    default:
+    // After these the context is of no use: every later call returns them.
+    case cudaErrorECCUncorrectable:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchFailure:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorContextIsDestroyed:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorMpsConnectionFailed:
+    case cudaErrorExternalDevice:
+    case cudaErrorUnknown:
       return absl::StatusCode::kInternal;
+    default:
+      return absl::StatusCode::kInvalidArgument;
   }
 }
+
+// While an engine records a CUDA graph, other threads must not be refused what they call, nor spoil
+// the recording.
+class BesideCapture {
+ public:
+  BesideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~BesideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  BesideCapture(const BesideCapture&) = delete;
+  BesideCapture& operator=(const BesideCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
 
 // Takes the error off the thread, where it would be found by whoever calls CUDA next.
 absl::Status Result(const char* call, cudaError_t error) {
@@ -68,6 +88,7 @@ class OnDevice {
   const absl::Status& status() const { return status_; }
 
  private:
+  const BesideCapture beside_capture_;
   int before_ = 0;
   bool changed_ = false;
   absl::Status status_;
@@ -149,12 +170,14 @@ class CudaRuntime final : public GpuRuntime {
   }
 
   absl::Status RegisterHost(MutableBytes memory) override {
+    const BesideCapture beside_capture;
     return Result("cudaHostRegister",
                   cudaHostRegister(memory.data(), memory.size(),
                                    cudaHostRegisterPortable | cudaHostRegisterMapped));
   }
 
   absl::Status UnregisterHost(std::byte* memory) override {
+    const BesideCapture beside_capture;
     return Result("cudaHostUnregister", cudaHostUnregister(memory));
   }
 
@@ -195,6 +218,13 @@ class CudaRuntime final : public GpuRuntime {
   absl::Status Record(int device, GpuEvent event, GpuStream stream) override {
     const OnDevice on(device);
     if (!on.status().ok()) return on.status();
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    absl::Status status =
+        Result("cudaStreamIsCapturing", cudaStreamIsCapturing(StreamOf(stream), &capture));
+    if (!status.ok()) return status;
+    if (capture != cudaStreamCaptureStatusNone) {
+      return absl::InvalidArgumentError("the stream is recording a CUDA graph");
+    }
     return Result("cudaEventRecord", cudaEventRecord(EventOf(event), StreamOf(stream)));
   }
 

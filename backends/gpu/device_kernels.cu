@@ -131,8 +131,17 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+// Says what became of this launch; cudaGetLastError() would also say what somebody else left behind.
+template <typename... Arguments>
+int LaunchKernel(void (*kernel)(Arguments...), dim3 grid, cudaStream_t stream,
+                 Arguments... arguments) {
+  void* pointers[] = {&arguments...};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(kThreads), pointers, 0,
+                          stream);
+}
+
 template <typename Descriptors>
-void Launch(const PagedCopy& copy, const PagedShape& shape, const Descriptors& descriptors,
+int Launch(const PagedCopy& copy, const PagedShape& shape, const Descriptors& descriptors,
             cudaStream_t stream) {
   constexpr uint32_t kMostBlocksX = 1u << 20;
   constexpr uint32_t kMostBlocksY = 65535;
@@ -140,19 +149,20 @@ void Launch(const PagedCopy& copy, const PagedShape& shape, const Descriptors& d
   const dim3 grid(std::min(tiles, kMostBlocksX), std::min(copy.num_parts, kMostBlocksY));
   switch (shape.unit_bytes) {
     case 16:
-      CopyPagesKernel<16><<<grid, kThreads, 0, stream>>>(copy, shape, descriptors, tiles);
-      break;
+      return LaunchKernel(CopyPagesKernel<16, Descriptors>, grid, stream, copy, shape, descriptors,
+                          tiles);
     case 8:
-      CopyPagesKernel<8><<<grid, kThreads, 0, stream>>>(copy, shape, descriptors, tiles);
-      break;
+      return LaunchKernel(CopyPagesKernel<8, Descriptors>, grid, stream, copy, shape, descriptors,
+                          tiles);
     case 4:
-      CopyPagesKernel<4><<<grid, kThreads, 0, stream>>>(copy, shape, descriptors, tiles);
-      break;
+      return LaunchKernel(CopyPagesKernel<4, Descriptors>, grid, stream, copy, shape, descriptors,
+                          tiles);
     case 2:
-      CopyPagesKernel<2><<<grid, kThreads, 0, stream>>>(copy, shape, descriptors, tiles);
-      break;
+      return LaunchKernel(CopyPagesKernel<2, Descriptors>, grid, stream, copy, shape, descriptors,
+                          tiles);
     default:
-      CopyPagesKernel<1><<<grid, kThreads, 0, stream>>>(copy, shape, descriptors, tiles);
+      return LaunchKernel(CopyPagesKernel<1, Descriptors>, grid, stream, copy, shape, descriptors,
+                          tiles);
   }
 }
 
@@ -162,25 +172,21 @@ int LaunchCopyPieces(const CopyPiece* pieces, size_t num_pieces, void* stream) {
   // Twice what a large device runs at a time.
   constexpr uint64_t kMostBlocks = 4096;
   uint32_t most_units = 0;
-  for (size_t i = 0; i < num_pieces; ++i)
+  for (size_t i = 0; i < num_pieces; ++i) {
     most_units = std::max(most_units, UnitsOf(pieces[i]).units);
+  }
   const PieceTiles numbering = PieceTiles::Of(most_units);
   const uint64_t tiles = uint64_t{num_pieces} << numbering.tiles_shift;
   const uint64_t blocks = (tiles + kThreads / kWarp - 1) / (kThreads / kWarp);
-  CopyPiecesKernel<<<static_cast<unsigned>(std::min(blocks, kMostBlocks)), kThreads, 0,
-                     static_cast<cudaStream_t>(stream)>>>(pieces, tiles, numbering);
-  return cudaGetLastError();
+  return LaunchKernel(CopyPiecesKernel, dim3(static_cast<unsigned>(std::min(blocks, kMostBlocks))),
+                      static_cast<cudaStream_t>(stream), pieces, tiles, numbering);
 }
 
 int LaunchPagedCopy(const PagedCopy& copy, void* stream) {
   const PagedShape shape = ShapeOf(copy);
   const auto on = static_cast<cudaStream_t>(stream);
-  if (copy.num_parts <= ByValue::kMostParts) {
-    Launch(copy, shape, ValuesOf(copy), on);
-  } else {
-    Launch(copy, shape, ByPointer{copy.parts, copy.page_table}, on);
-  }
-  return cudaGetLastError();
+  if (copy.num_parts <= ByValue::kMostParts) return Launch(copy, shape, ValuesOf(copy), on);
+  return Launch(copy, shape, ByPointer{copy.parts, copy.page_table}, on);
 }
 
 }  // namespace kvcache

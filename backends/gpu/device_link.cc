@@ -113,7 +113,7 @@ void DeviceLink::RunTasks() {
     absl::Status fired;
     if (task.event != nullptr) {
       fired = runtime_->Synchronize(task.event->device, task.event->handle);
-      if (task.event->device == device_) fired = Noticed(std::move(fired));
+      if (task.event->device == device_) fired = NoticedForGood(std::move(fired));
     }
     task.run(fired);
   }
@@ -152,8 +152,15 @@ void DeviceLink::OnFailure(std::function<void(const absl::Status&)> callback) {
 
 // --- Copies
 
+absl::Status DeviceLink::CheckStream(Stream stream) {
+  if (!stream.is_none() || stream.space.kind != MemoryKind::kDevice) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      "stream: the default stream of a device; use one of your own, or Stream::None()");
+}
+
 absl::StatusOr<EventRef> DeviceLink::Fence(Stream stream) {
   if (absl::Status failed = status(); !failed.ok()) return failed;
+  if (absl::Status status = CheckStream(stream); !status.ok()) return status;
   if (stream.is_none()) return EventRef();
   if (stream.space.kind != MemoryKind::kDevice) {
     return absl::InvalidArgumentError("stream: a handle, but not of a device");
@@ -172,8 +179,10 @@ absl::StatusOr<EventRef> DeviceLink::Fence(Stream stream) {
 absl::Status DeviceLink::WaitFor(StreamNumber stream, absl::Span<const EventRef> events) {
   for (size_t i = 0; i < events.size(); ++i) {
     if (events[i] == nullptr || (i > 0 && events[i] == events[i - 1])) continue;
-    absl::Status status = Noticed(runtime_->MakeWait(device_, streams_[stream], events[i]->handle));
-    if (!status.ok()) return status;
+    absl::Status status = runtime_->MakeWait(device_, streams_[stream], events[i]->handle);
+    // A device that has failed copies nothing any more: its events are nothing to wait for.
+    if (!status.ok() && !IsOfTheCall(status) && events[i]->device != device_) continue;
+    if (!Noticed(status).ok()) return Noticed(std::move(status));
   }
   return absl::OkStatus();
 }
@@ -185,15 +194,22 @@ absl::StatusOr<EventRef> DeviceLink::TakeEvent() {
 }
 
 absl::Status DeviceLink::Record(const EventRef& event, StreamNumber stream) {
-  return Noticed(runtime_->Record(device_, event->handle, streams_[stream]));
+  return NoticedForGood(runtime_->Record(device_, event->handle, streams_[stream]));
+}
+
+// Nobody would know when what is under way has run.
+absl::Status DeviceLink::NoticedForGood(absl::Status status) {
+  if (status.ok() || !IsOfTheCall(status)) return Noticed(std::move(status));
+  return Noticed(absl::InternalError(status.ToString()));
 }
 
 absl::Status DeviceLink::EnqueuePieces(absl::Span<const CopyPiece> pieces, CopyDirection direction,
-                                       StreamNumber stream, Kept* kept) {
+                                       StreamNumber stream, Kept* kept, bool join) {
   std::vector<CopyPiece> batched;
   std::vector<CopyPiece> by_kernel;
   size_t batched_bytes = 0;
   size_t kernel_bytes = 0;
+  bool joined_any = false;
   const auto add = [&](const CopyPiece& piece) {
     if (piece.bytes < options_.kernel_below_bytes) {
       by_kernel.push_back(piece);
@@ -205,9 +221,10 @@ absl::Status DeviceLink::EnqueuePieces(absl::Span<const CopyPiece> pieces, CopyD
   };
   for (size_t i = 0; i < pieces.size();) {
     CopyPiece joined = pieces[i++];
-    while (i < pieces.size() && pieces[i].to == joined.to + joined.bytes &&
+    while (join && i < pieces.size() && pieces[i].to == joined.to + joined.bytes &&
            pieces[i].from == joined.from + joined.bytes) {
       joined.bytes += pieces[i++].bytes;
+      joined_any = true;
     }
     // Where the next step of registered memory begins; the device's side has none.
     const std::byte* const host = direction == CopyDirection::kToDevice ? joined.from : joined.to;
@@ -225,6 +242,10 @@ absl::Status DeviceLink::EnqueuePieces(absl::Span<const CopyPiece> pieces, CopyD
   if (!batched.empty()) {
     absl::Status status =
         Noticed(runtime_->CopyBatch(device_, batched, direction, streams_[stream]));
+    // Neighbours may be of two allocations, which no copy may go over.
+    if (absl::IsInvalidArgument(status) && joined_any) {
+      return EnqueuePieces(pieces, direction, stream, kept, /*join=*/false);
+    }
     if (!status.ok()) return status;
     batched_bytes_.fetch_add(batched_bytes, std::memory_order_relaxed);
   }
@@ -265,12 +286,12 @@ void DeviceLink::EnqueueGroup(const Call& call, size_t first, size_t end) {
   absl::StatusOr<EventRef> event = TakeEvent();
   absl::Status status = event.status();
   if (status.ok()) {
-    MutexLock lock(uses_.mu());
+    MutexLock lock(uses_.enqueue_mu());
     std::vector<EventRef> wait_for = {call.after};
     std::vector<CopyPiece> pieces;
     for (size_t i = first; i < end; ++i) {
       const Op& op = call.ops[i];
-      uses_.Begin(op.extent, stream, op.writes_extent, &wait_for);
+      uses_.Begin(op.extent, streams_[stream], op.writes_extent, &wait_for);
       call.batch->ExtentBegun(i);
       const auto of_op = call.pieces.subspan(op.first_piece, op.num_pieces);
       pieces.insert(pieces.end(), of_op.begin(), of_op.end());
@@ -280,7 +301,7 @@ void DeviceLink::EnqueueGroup(const Call& call, size_t first, size_t end) {
     // Also after a refusal: what was enqueued before it runs all the same.
     status.Update(Record(*event, stream));
     for (size_t i = first; i < end; ++i) {
-      uses_.SetEvent(call.ops[i].extent, stream, call.ops[i].writes_extent, *event);
+      uses_.SetEvent(call.ops[i].extent, streams_[stream], call.ops[i].writes_extent, *event);
     }
     call.batch->Mark(first, end, stream, *event);
   }
@@ -335,8 +356,8 @@ Transfer DeviceLink::Copy(absl::Span<const CopyPiece> pieces, std::vector<Op> op
 }
 
 Transfer DeviceLink::After(Stream stream) {
-  if (stream.is_none()) return Transfer::Completed(1);
   const absl::StatusOr<EventRef> event = Fence(stream);
+  if (event.ok() && *event == nullptr) return Transfer::Completed(1);
   if (!event.ok()) return Transfer::Completed({event.status()});
   const auto batch =
       std::make_shared<LinkBatch>(runtime_, &uses_, std::vector<LinkBatch::Op>(1), true);

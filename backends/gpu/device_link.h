@@ -108,6 +108,8 @@ class DeviceLink {
   Transfer CopyPages(const PagedKv& kv, absl::Span<const int32_t> page_table, PagesSide side,
                      bool parts_on_host, std::vector<PagedOp> ops, Stream stream);
 
+  // kInvalidArgument for the default stream of a device: copies have no order with it.
+  static absl::Status CheckStream(Stream stream);
   // Ends when what is on `stream` now has run.
   Transfer After(Stream stream);
 
@@ -122,7 +124,7 @@ class DeviceLink {
  private:
   // Streams, by what they do. Pages are gathered and scattered beside the copies over the link.
   enum StreamNumber { kToDevice, kToHost, kGather, kScatter };
-  static_assert(kScatter + 1 == ExtentUses::kStreams);
+  static constexpr int kStreams = kScatter + 1;
 
   // What a thread of the link does: waits for the event, if there is one, and goes on.
   struct Task {
@@ -178,7 +180,7 @@ class DeviceLink {
   // Joins neighbours, cuts where registered memory is cut, and chooses how to copy what is left.
   // What the device will read later is kept in `kept`.
   absl::Status EnqueuePieces(absl::Span<const CopyPiece> pieces, CopyDirection direction,
-                             StreamNumber stream, Kept* kept);
+                             StreamNumber stream, Kept* kept, bool join = true);
   absl::Status WaitFor(StreamNumber stream, absl::Span<const EventRef> events);
   // Taken before anything is enqueued, so that what is enqueued has an event for sure, unless the
   // device fails.
@@ -190,8 +192,10 @@ class DeviceLink {
 
   void Push(Task task);
   void RunTasks();
-  // Notices errors after which the device is of no use; returns `status`.
+  // Notices errors after which the device is of no use; returns `status`, or what it means. The
+  // other takes any error for one.
   absl::Status Noticed(absl::Status status);
+  absl::Status NoticedForGood(absl::Status status);
 
   const std::shared_ptr<GpuRuntime> runtime_;
   const int device_;
@@ -201,11 +205,11 @@ class DeviceLink {
   EventPool events_;
   BufferPool pinned_buffers_;
   BufferPool device_buffers_;
-  std::array<GpuStream, ExtentUses::kStreams> streams_ = {};
+  std::array<GpuStream, kStreams> streams_ = {};
 
-  Mutex staging_mu_;  // taken before uses_.mu()
+  Mutex staging_mu_;  // taken before uses_.enqueue_mu()
   Staging host_staging_ ABSL_GUARDED_BY(staging_mu_);
-  std::array<Staging, 2> page_staging_;  // by PagesSide; guarded by uses_.mu()
+  std::array<Staging, 2> page_staging_;  // by PagesSide; guarded by uses_.enqueue_mu()
 
   std::atomic<uint64_t> batched_bytes_ = 0;
   std::atomic<uint64_t> kernel_bytes_ = 0;

@@ -72,10 +72,10 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
   absl::Status status = event.status();
   status.Update(between.status());
   if (status.ok()) {
-    MutexLock lock(uses_.mu());
+    MutexLock lock(uses_.enqueue_mu());
     std::vector<EventRef> wait_for;
     for (size_t i = first; i < end; ++i) {
-      uses_.Begin(call.ops[i].extent, parts_stream, /*write=*/gather, &wait_for);
+      uses_.Begin(call.ops[i].extent, streams_[parts_stream], /*write=*/gather, &wait_for);
       call.batch->ExtentBegun(i);
     }
     std::vector<CopyPiece> pieces;
@@ -131,7 +131,7 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
     status.Update(Record(*event, last_stream));
     if (chunk != nullptr) chunk->busy = *event;
     for (size_t i = first; i < end; ++i) {
-      uses_.SetEvent(call.ops[i].extent, parts_stream, /*write=*/gather, *event);
+      uses_.SetEvent(call.ops[i].extent, streams_[parts_stream], /*write=*/gather, *event);
     }
     call.batch->Mark(first, end, last_stream, *event);
     paged_bytes_.fetch_add(bytes, std::memory_order_relaxed);
@@ -169,6 +169,12 @@ Transfer DeviceLink::CopyPages(const PagedKv& kv, absl::Span<const int32_t> page
   std::vector<LinkBatch::Op> states;
   for (PagedOp& op : ops) {
     op.status.Update(ready);
+    const size_t end_token = size_t{op.tokens.first} + op.tokens.count;
+    if (end_token >= kMostKernelBytes || kv.PageBytes() >= kMostKernelBytes) {
+      op.status.Update(absl::InvalidArgumentError(
+          absl::StrCat("tokens to ", end_token, " in pages of ", kv.PageBytes(), " bytes, ",
+                       kMostKernelBytes, " or more")));
+    }
     if (op.bytes >= kMostKernelBytes) {
       op.status.Update(
           absl::InvalidArgumentError(absl::StrCat("part ", op.part, ": ", op.bytes, " bytes, ",

@@ -90,18 +90,18 @@ absl::Status DeviceLink::EnqueueChunk(const Call& call, size_t first, size_t end
                                       const EventRef& event, Kept* kept) {
   const bool in = direction == CopyDirection::kToDevice;
   const StreamNumber stream = in ? kToDevice : kToHost;
-  MutexLock lock(uses_.mu());
+  MutexLock lock(uses_.enqueue_mu());
   std::vector<EventRef> wait_for = {call.after};
   for (size_t i = first; i < end; ++i) {
     if (call.batch->extent_begun(i)) continue;
-    uses_.Begin(call.ops[i].extent, stream, /*write=*/in, &wait_for);
+    uses_.Begin(call.ops[i].extent, streams_[stream], /*write=*/in, &wait_for);
     call.batch->ExtentBegun(i);
   }
   absl::Status status = WaitFor(stream, wait_for);
   if (status.ok()) status = EnqueuePieces(pieces, direction, stream, kept);
   status.Update(Record(event, stream));
   for (size_t i = first; i < end; ++i) {
-    uses_.SetEvent(call.ops[i].extent, stream, /*write=*/in, event);
+    uses_.SetEvent(call.ops[i].extent, streams_[stream], /*write=*/in, event);
   }
   return status;
 }
@@ -118,7 +118,7 @@ void DeviceLink::StageIn(const Call& call, size_t first, size_t end) {
     while (status.ok() && cutter.op() < end) {
       Staging::Chunk& chunk = host_staging_.Next();
       if (chunk.busy != nullptr) {
-        status = Noticed(runtime_->Synchronize(device_, chunk.busy->handle));
+        status = NoticedForGood(runtime_->Synchronize(device_, chunk.busy->handle));
       }
       const absl::StatusOr<EventRef> event = TakeEvent();
       status.Update(event.status());
@@ -137,7 +137,7 @@ void DeviceLink::StageIn(const Call& call, size_t first, size_t end) {
       status = EnqueueChunk(call, first_here, cutter.end_begun(), pieces, CopyDirection::kToDevice,
                             last, &kept);
       call.batch->Mark(first_here, cutter.end_begun(), kToDevice, last);
-      EndAfter(call.batch, first_here, cutter.op(), last, status, std::move(kept));
+      EndAfter(call.batch, first, cutter.op(), last, status, std::move(kept));
       first = cutter.op();
     }
   }
@@ -155,7 +155,7 @@ void DeviceLink::StageOut(const Call& call, size_t first, size_t end) {
   absl::Status status;
   const auto copy_out = [&] {
     const Arriving& chunk = arriving.front();
-    status.Update(Noticed(runtime_->Synchronize(device_, chunk.event->handle)));
+    status.Update(NoticedForGood(runtime_->Synchronize(device_, chunk.event->handle)));
     for (const CopyPiece& piece : chunk.pieces) {
       if (status.ok()) CopyBytes(piece.to, {piece.from, piece.bytes}, NextRead::kSoon);
     }
@@ -169,7 +169,7 @@ void DeviceLink::StageOut(const Call& call, size_t first, size_t end) {
       if (arriving.size() == Staging::kChunks) copy_out();
       Staging::Chunk& chunk = host_staging_.Next();
       if (chunk.busy != nullptr) {
-        status.Update(Noticed(runtime_->Synchronize(device_, chunk.busy->handle)));
+        status.Update(NoticedForGood(runtime_->Synchronize(device_, chunk.busy->handle)));
         chunk.busy = nullptr;
       }
       const absl::StatusOr<EventRef> event = TakeEvent();

@@ -1,31 +1,40 @@
 #include "kvcache/backends/gpu/extent_uses.h"
 
+#include <algorithm>
+
 #include "kvcache/core/check.h"
 
 namespace kvcache {
 
-void ExtentUses::Begin(const Extent& extent, int stream, bool write,
+void ExtentUses::Begin(const Extent& extent, GpuStream stream, bool write,
                        std::vector<EventRef>* wait_for) {
+  MutexLock lock(mu_);
   Use& use = uses_[extent.offset];
   KVCACHE_CHECK(!use.freed, "a copy of an extent that was freed, at offset ", extent.offset);
   ++use.copies;
-  if (use.last_write != nullptr && use.write_stream != stream) wait_for->push_back(use.last_write);
-  for (int other = 0; write && other < kStreams; ++other) {
-    if (other != stream && use.last_reads[other] != nullptr) {
-      wait_for->push_back(use.last_reads[other]);
-    }
-  }
+  const auto wait = [&](const StreamEvent& last) {
+    if (last.event != nullptr && last.stream != stream) wait_for->push_back(last.event);
+  };
+  wait(use.last_write);
+  if (write) std::for_each(use.last_reads.begin(), use.last_reads.end(), wait);
 }
 
-void ExtentUses::SetEvent(const Extent& extent, int stream, bool write, const EventRef& event) {
+void ExtentUses::SetEvent(const Extent& extent, GpuStream stream, bool write,
+                          const EventRef& event) {
+  MutexLock lock(mu_);
   Use& use = uses_[extent.offset];
-  if (!write) {
-    use.last_reads[stream] = event;
+  if (write) {
+    use.last_write = {stream, event};
+    use.last_reads.clear();
     return;
   }
-  use.last_write = event;
-  use.write_stream = stream;
-  use.last_reads = {};
+  const auto last = std::find_if(use.last_reads.begin(), use.last_reads.end(),
+                                 [&](const StreamEvent& read) { return read.stream == stream; });
+  if (last != use.last_reads.end()) {
+    last->event = event;
+  } else {
+    use.last_reads.push_back({stream, event});
+  }
 }
 
 void ExtentUses::End(const Extent& extent) {
@@ -46,9 +55,9 @@ std::vector<EventRef> ExtentUses::Conflicts(const Extent& extent, bool write) {
   MutexLock lock(mu_);
   const auto it = uses_.find(extent.offset);
   if (it == uses_.end()) return events;
-  if (it->second.last_write != nullptr) events.push_back(it->second.last_write);
-  for (const EventRef& read : it->second.last_reads) {
-    if (write && read != nullptr) events.push_back(read);
+  if (it->second.last_write.event != nullptr) events.push_back(it->second.last_write.event);
+  for (const StreamEvent& read : it->second.last_reads) {
+    if (write) events.push_back(read.event);
   }
   return events;
 }

@@ -65,6 +65,9 @@ class PinnedHostBackend final : public StorageBackend {
   }
 
   Transfer After(Stream stream) override {
+    if (absl::Status status = DeviceLink::CheckStream(stream); !status.ok()) {
+      return Transfer::Completed({status});
+    }
     if (stream.is_none()) return Transfer::Completed(1);
     const absl::StatusOr<DeviceLink*> link = LinkTo(stream.space.device);
     if (!link.ok()) return Transfer::Completed({link.status()});

@@ -30,8 +30,8 @@ struct PinnedHostOptions {
     // The first chunk: an error of Create. Later ones: the backend is as large as what was pinned,
     // and Allocate and the statistics (pin_error) say why.
     kRefuse,
-    // Go on with pageable memory: slower to and from devices, copied in the call, and not for pages
-    // on a device.
+    // Go on with pageable memory: slower to and from devices, copied in the call through a small
+    // buffer that must still be pinnable, and not for pages on a device.
     kUsePageable,
   };
   IfNotPinnable if_not_pinnable = IfNotPinnable::kRefuse;

@@ -217,6 +217,46 @@ TEST_F(ToDeviceTest, ADeviceThatIsNotThereIsUnavailable) {
   EXPECT_TRUE(ToDevice().Wait().ok());
 }
 
+TEST(PinnedHostTest, CopiesOfOneBlockByTwoDevicesKeepTheirOrder) {
+  for (uint32_t seed = 1; seed <= 50; ++seed) {
+    const auto gpu = std::make_shared<FakeGpuRuntime>(
+        FakeGpuRuntime::Options{.devices = 2, .seed = seed, .run_when_waited_for = false});
+    std::unique_ptr<StorageBackend> backend = MakeBackend(gpu, {.capacity_bytes = kMiB});
+    const Extent extent = *backend->Allocate(256);
+    std::vector<Transfer> copies;
+    std::vector<std::byte*> memory;
+    for (int device : {0, 1}) {
+      memory.push_back(*gpu->AllocateDevice(device, 256));
+      std::memset(memory.back(), device + 1, 256);
+      const ConstBytes source = {memory.back(), 256};
+      const WriteOp op = {extent, 0, {&source, 1}, {MemoryKind::kDevice, device}, 0, {}};
+      copies.push_back(backend->Write({&op, 1}, Stream::None()));
+    }
+    gpu->RunAll();
+    for (const Transfer& copy : copies) EXPECT_TRUE(copy.Wait().ok());
+    EXPECT_EQ(backend->Address(extent)[0], std::byte{2}) << "seed " << seed;
+    EXPECT_EQ(backend->Address(extent)[255], std::byte{2}) << "seed " << seed;
+    backend->Free(extent);
+    backend.reset();
+    for (int device : {0, 1}) EXPECT_TRUE(gpu->FreeDevice(device, memory[device]).ok());
+    EXPECT_TRUE(gpu->violations().empty());
+  }
+}
+
+TEST_F(ToDeviceTest, OneDeviceIsLostAndTheOtherGoesOn) {
+  Use({.capacity_bytes = kMiB}, 512, /*devices=*/2);
+  ASSERT_TRUE(ToDevice().Wait().ok());
+  gpu_->LoseDevice(0);
+  EXPECT_FALSE(ToDevice().Wait().ok());
+  std::byte* const other = *gpu_->AllocateDevice(1, 512);
+  const MutableBytes destination = {other, 512};
+  const ReadOp op = {extent_, 0, {&destination, 1}, {MemoryKind::kDevice, 1}, 0, {}};
+  const absl::Status status = backend_->Read({&op, 1}, Stream::None()).Wait();
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(other[511], Expected(511));
+  EXPECT_TRUE(gpu_->FreeDevice(1, other).ok());
+}
+
 TEST_F(ToDeviceTest, BlocksOutliveTheDevice) {
   Use({.capacity_bytes = kMiB}, 512);
   ASSERT_TRUE(ToDevice().Wait().ok());

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -76,15 +77,23 @@ struct Row {
 
 class Bench {
  public:
-  explicit Bench(std::shared_ptr<GpuRuntime> runtime)
-      : runtime_(std::move(runtime)), device_(absl::GetFlag(FLAGS_device)) {
+  Bench(std::shared_ptr<GpuRuntime> runtime, std::string name)
+      : runtime_(std::move(runtime)),
+        device_(absl::GetFlag(FLAGS_device)),
+        name_(std::move(name)),
+        json_(absl::GetFlag(FLAGS_json)) {
     CHECK_CUDA(cudaSetDevice(device_));
     CHECK_CUDA(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
     memory_ = ValueOf(runtime_->AllocateDevice(device_, kBytes), "device memory");
     other_memory_ = ValueOf(runtime_->AllocateDevice(device_, kBytes), "device memory");
-    CHECK_CUDA(cudaMemset(memory_, 1, kBytes));
     PinnedHostOptions options = {.capacity_bytes = 2 * kBytes, .chunk_bytes = 2 * kBytes};
     pinned_ = ValueOf(CreatePinnedHostBackend(options, runtime_), "pinned_host");
+    // What plain copies use, full of bytes of which no two parts are alike.
+    plain_ = ValueOf(pinned_->Allocate(kBytes), "allocate");
+    auto* const words = reinterpret_cast<uint64_t*>(pinned_->Address(plain_));
+    std::mt19937_64 random(3);
+    std::generate_n(words, kBytes / sizeof(uint64_t), std::ref(random));
+    PlainCopy(true);
     options.link.kernel_below_bytes = 0;
     batch_only_ = ValueOf(CreatePinnedHostBackend(options, runtime_), "pinned_host");
     options.link.kernel_below_bytes = kMiB;
@@ -105,8 +114,6 @@ class Bench {
     PagesToTheHost();
     Pool();
   }
-
-  std::vector<Row> rows;
 
  private:
   static constexpr size_t kBytes = size_t{640} << 20;
@@ -136,11 +143,31 @@ class Bench {
                     ? "reached"
                     : absl::StrFormat("MISSED, wanted %.2f", row.wanted).c_str());
     std::fflush(stdout);
-    rows.push_back(std::move(row));
+    rows_.push_back(std::move(row));
+    WriteJson();
+  }
+
+  // After each row, so that a run that ends early leaves what it measured.
+  void WriteJson() const {
+    if (json_.empty()) return;
+    std::vector<std::string> lines;
+    for (const Row& row : rows_) {
+      lines.push_back(absl::StrFormat(
+          R"(    {"work": "%s", "bytes_per_second": %.0f, "ratio": %.4f, "to": "%s", "wanted": %g})",
+          row.work, row.bytes_per_second, row.ratio, row.to, row.wanted));
+    }
+    std::FILE* const file = std::fopen(json_.c_str(), "w");
+    if (file == nullptr) {
+      std::fprintf(stderr, "--json=%s: cannot be written\n", json_.c_str());
+      std::exit(1);
+    }
+    std::fprintf(file, "{\n  \"device\": \"%s\",\n  \"rows\": [\n%s\n  ]\n}\n", name_.c_str(),
+                 absl::StrJoin(lines, ",\n").c_str());
+    std::fclose(file);
   }
 
   void PlainCopy(bool to_device) {
-    std::byte* const host = pinned_->Address({0, kBytes});
+    std::byte* const host = pinned_->Address(plain_);
     CHECK_CUDA(cudaMemcpyAsync(to_device ? memory_ : host, to_device ? host : memory_, kBytes,
                                cudaMemcpyDefault, stream_));
     CHECK_CUDA(cudaStreamSynchronize(stream_));
@@ -219,6 +246,18 @@ class Bench {
         what + "device to host", extent.size, "one large copy", wanted, save,
         [&] { PlainCopy(false); }, kBytes);
     if (piece_bytes < 64 * kKiB) {
+      Compare(
+          what + "device to host", extent.size, "a loop of cudaMemcpyAsync", 4, save,
+          [&] {
+            std::byte* host = pinned_->Address(extent);
+            for (const MutableBytes& piece : pieces) {
+              CHECK_CUDA(cudaMemcpyAsync(host, piece.data(), piece.size(), cudaMemcpyDeviceToHost,
+                                         stream_));
+              host += piece.size();
+            }
+            CHECK_CUDA(cudaStreamSynchronize(stream_));
+          },
+          extent.size);
       Compare(
           what + "host to device", extent.size, "a loop of cudaMemcpyAsync", 4, load,
           [&] {
@@ -312,7 +351,8 @@ class Bench {
   }
 
   void PagesOnTheDevice() {
-    const Paged paged = MakePages(32, 4096);
+    // As many tokens of one layer, so that one kernel is timed and not 32 launches.
+    const Paged paged = MakePages(1, 32 * 4096);
     Blocked blocked;
     MakeBlocks(*on_device_, paged, false, &blocked);
     const auto plain = [&] {
@@ -321,7 +361,7 @@ class Bench {
       CHECK_CUDA(cudaStreamSynchronize(stream_));
     };
     Compare(
-        "gather of 32 x 4,096 tokens on the device, pages of 16", blocked.bytes,
+        "gather of 131,072 tokens on the device, pages of 16", blocked.bytes,
         "a copy on the device", 0.80,
         [&] {
           CheckOk(
@@ -330,7 +370,7 @@ class Bench {
         },
         plain, kBytes);
     Compare(
-        "scatter of 32 x 4,096 tokens on the device, pages of 16", blocked.bytes,
+        "scatter of 131,072 tokens on the device, pages of 16", blocked.bytes,
         "a copy on the device", 0.80,
         [&] {
           CheckOk(
@@ -389,13 +429,22 @@ class Bench {
   void Pool() {
     const size_t bytes = static_cast<size_t>(absl::GetFlag(FLAGS_pool_gib) * 1024) * kMiB;
     std::unique_ptr<StorageBackend> pool;
+    absl::Status status;
     double first = 0;
     const double all = Seconds([&] {
       first = Seconds([&] {
-        pool = ValueOf(CreatePinnedHostBackend({.capacity_bytes = bytes}, runtime_), "the pool");
+        absl::StatusOr<std::unique_ptr<StorageBackend>> created =
+            CreatePinnedHostBackend({.capacity_bytes = bytes}, runtime_);
+        if (created.ok()) pool = *std::move(created);
+        status = created.status();
       });
+      if (pool == nullptr) return;
       pool->Free(ValueOf(pool->Allocate(bytes), "the whole pool"));  // waits for all of it
     });
+    if (pool == nullptr) {
+      std::printf("no pinned pool: %s\n", status.ToString().c_str());
+      return;
+    }
     pool.reset();
     const size_t plain_bytes = std::min(bytes, size_t{4} << 30);
     void* plain = nullptr;
@@ -410,7 +459,11 @@ class Bench {
 
   const std::shared_ptr<GpuRuntime> runtime_;
   const int device_;
+  const std::string name_;
+  const std::string json_;
+  std::vector<Row> rows_;
   cudaStream_t stream_ = nullptr;
+  Extent plain_;
   std::byte* memory_ = nullptr;
   std::byte* other_memory_ = nullptr;
   std::unique_ptr<StorageBackend> pinned_;
@@ -420,6 +473,10 @@ class Bench {
 };
 
 int Main() {
+  if (absl::GetFlag(FLAGS_runs) < 1 || absl::GetFlag(FLAGS_pool_gib) < 1) {
+    std::fprintf(stderr, "--runs and --pool_gib must be at least 1\n");
+    return 2;
+  }
   absl::StatusOr<std::shared_ptr<GpuRuntime>> runtime = CreateCudaRuntime();
   if (!runtime.ok()) {
     std::fprintf(stderr, "nothing to measure: %s\n", runtime.status().ToString().c_str());
@@ -427,25 +484,10 @@ int Main() {
   }
   const GpuDevice device = ValueOf((*runtime)->Describe(absl::GetFlag(FLAGS_device)), "the device");
   std::printf("%s\n", device.name.c_str());
-  Bench bench(*std::move(runtime));
-  bench.Run();
-  const std::string path = absl::GetFlag(FLAGS_json);
-  if (path.empty()) return 0;
-  std::vector<std::string> lines;
-  for (const Row& row : bench.rows) {
-    lines.push_back(absl::StrFormat(
-        R"(    {"work": "%s", "bytes_per_second": %.0f, "ratio": %.4f, "to": "%s", "wanted": %g})",
-        row.work, row.bytes_per_second, row.ratio, row.to, row.wanted));
-  }
   umask(0077);
-  std::FILE* const file = std::fopen(path.c_str(), "w");
-  if (file == nullptr) {
-    std::fprintf(stderr, "--json=%s: cannot be written\n", path.c_str());
-    return 1;
-  }
-  std::fprintf(file, "{\n  \"device\": \"%s\",\n  \"rows\": [\n%s\n  ]\n}\n", device.name.c_str(),
-               absl::StrJoin(lines, ",\n").c_str());
-  return std::fclose(file) == 0 ? 0 : 1;
+  Bench bench(*std::move(runtime), device.name);
+  bench.Run();
+  return 0;
 }
 
 }  // namespace

@@ -247,7 +247,11 @@ class Scenario {
 };
 
 void RunScenarios(Where where, PagesAt pages_at) {
-  uint64_t seeds = 500;
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  uint64_t seeds = 200;
+#else
+  uint64_t seeds = 2000;
+#endif
   uint64_t first = 1;
   if (const std::optional<uint64_t> seed = SeedFromEnvironment()) {
     first = *seed;
