@@ -22,7 +22,7 @@ class Priorities final : public EvictionPolicy {
  public:
   explicit Priorities(std::unique_ptr<EvictionPolicy> normal) : normal_(std::move(normal)) {
     for (uint16_t priority : {1, 2}) {
-      EXPECT_TRUE(levels_.AddLevel(priority, true, levels_.CreateEmpty()).ok());
+      EXPECT_TRUE(levels_.AddLevel(priority, levels_.CreateEmpty()).ok());
     }
   }
 
