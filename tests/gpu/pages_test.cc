@@ -104,7 +104,7 @@ class Scenario {
     }
     const Transfer saved = backend_->WritePages(from, from_table, writes, stream_);
     ASSERT_TRUE(saved.WaitOn(stream_).ok());
-    Enqueue([this, from] { Poison(from); });
+    Enqueue([from] { Poison(from); });
 
     std::vector<int32_t> to_table;
     const PagedKv to = MakePages(layout, tokens, &to_table);
