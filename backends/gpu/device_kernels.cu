@@ -175,7 +175,7 @@ int LaunchCopyPieces(const CopyPiece* pieces, size_t num_pieces, void* stream) {
   for (size_t i = 0; i < num_pieces; ++i) {
     most_units = std::max(most_units, UnitsOf(pieces[i]).units);
   }
-  const PieceTiles numbering = PieceTiles::Of(most_units);
+  const PieceTiles numbering = PieceTiles::Of(num_pieces, most_units);
   const uint64_t tiles = uint64_t{num_pieces} << numbering.tiles_shift;
   const uint64_t blocks = (tiles + kThreads / kWarp - 1) / (kThreads / kWarp);
   return LaunchKernel(CopyPiecesKernel, dim3(static_cast<unsigned>(std::min(blocks, kMostBlocks))),

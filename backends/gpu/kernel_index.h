@@ -89,14 +89,19 @@ struct PieceTiles {
   uint32_t tile_units;
   uint32_t tiles_shift;
 
-  // REQUIRES: no piece has more units.
-  static PieceTiles Of(uint32_t most_units) {
+  // A warp has enough to do with the least; more tiles than that only where there are few pieces,
+  // so that one large piece is everybody's work, and many small ones beside it cost little.
+  // REQUIRES: there are pieces; none has more units.
+  static PieceTiles Of(size_t num_pieces, uint32_t most_units) {
     constexpr uint32_t kLeast = 4 * kInFlight * kWarp;
-    constexpr uint32_t kMostShift = 6;  // so that few small pieces beside a large one cost little
+    constexpr uint64_t kMostTiles = uint64_t{1} << 17;
     uint32_t tiles_shift = 0;
-    while (tiles_shift < kMostShift && most_units > (kLeast << tiles_shift)) ++tiles_shift;
-    const uint32_t each =
-        static_cast<uint32_t>((uint64_t{most_units} + (1u << tiles_shift) - 1) >> tiles_shift);
+    while (most_units > uint64_t{kLeast} << tiles_shift &&
+           uint64_t{num_pieces} << (tiles_shift + 1) <= kMostTiles) {
+      ++tiles_shift;
+    }
+    const uint32_t each = static_cast<uint32_t>(
+        (uint64_t{most_units} + (uint64_t{1} << tiles_shift) - 1) >> tiles_shift);
     return {each < kLeast ? kLeast : each, tiles_shift};
   }
 };

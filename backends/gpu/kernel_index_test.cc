@@ -96,20 +96,23 @@ TEST(PieceUnitsTest, AreTheLargestThatBothSidesHave) {
 }
 
 TEST(PieceTilesTest, CoverEveryPieceAndStayFew) {
-  for (uint64_t units = 0; units < kMostKernelBytes; units = units * 3 / 2 + 1) {
-    const PieceTiles tiles = PieceTiles::Of(static_cast<uint32_t>(units));
-    ASSERT_GE(uint64_t{tiles.tile_units} << tiles.tiles_shift, units);
-    ASSERT_LE(tiles.tiles_shift, 6u);
+  for (size_t pieces : {1, 2, 1000, 10000, 1000000}) {
+    for (uint64_t units = 0; units < kMostKernelBytes; units = units * 3 / 2 + 1) {
+      const PieceTiles tiles = PieceTiles::Of(pieces, static_cast<uint32_t>(units));
+      ASSERT_GE(uint64_t{tiles.tile_units} << tiles.tiles_shift, units);
+      ASSERT_LE(pieces << tiles.tiles_shift, std::max<size_t>(pieces, 1 << 17));
+    }
   }
-  EXPECT_EQ(PieceTiles::Of(512).tiles_shift, 0u) << "8 KiB are one warp's work";
-  EXPECT_EQ(PieceTiles::Of(4096).tiles_shift, 3u);
+  EXPECT_EQ(PieceTiles::Of(10000, 512).tiles_shift, 0u) << "8 KiB are one warp's work";
+  EXPECT_EQ(PieceTiles::Of(10000, 1024).tiles_shift, 1u);
+  EXPECT_EQ(PieceTiles::Of(1, 1 << 22).tiles_shift, 13u) << "64 MiB are everybody's";
 }
 
 // As CopyPiecesKernel does, with `warps` in the whole grid.
 void RunPieces(const std::vector<CopyPiece>& pieces, uint64_t warps) {
   uint32_t most_units = 0;
   for (const CopyPiece& piece : pieces) most_units = std::max(most_units, UnitsOf(piece).units);
-  const PieceTiles numbering = PieceTiles::Of(most_units);
+  const PieceTiles numbering = PieceTiles::Of(pieces.size(), most_units);
   const uint64_t tiles = uint64_t{pieces.size()} << numbering.tiles_shift;
   for (uint64_t warp = 0; warp < warps; ++warp) {
     for (uint64_t tile = warp; tile < tiles; tile += warps) {
