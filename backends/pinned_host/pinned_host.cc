@@ -22,11 +22,13 @@ class PinnedHostBackend final : public StorageBackend {
       : link_options_(options.link),
         runtime_(std::move(runtime)),
         region_(std::move(region)),
-        traits_{.name = "pinned_host",
-                .memory_space = {region_->progress().pinned_bytes > 0 ? MemoryKind::kPinnedHost
-                                                                      : MemoryKind::kHost},
-                .capacity_bytes = region_->capacity(),
-                .alignment = region_->alignment()},
+        traits_{
+            .name = "pinned_host",
+            .memory_space = {options.if_not_pinnable == PinnedHostOptions::IfNotPinnable::kRefuse
+                                 ? MemoryKind::kPinnedHost
+                                 : MemoryKind::kHost},
+            .capacity_bytes = region_->capacity(),
+            .alignment = region_->alignment()},
         uses_([this](const Extent& extent) { region_->Free(extent); }) {}
 
   const BackendTraits& traits() const override { return traits_; }

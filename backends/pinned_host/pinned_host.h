@@ -40,9 +40,9 @@ struct PinnedHostOptions {
   DeviceLinkOptions link = {};
 };
 
-// A backend named "pinned_host": addressable, in memory of kind kPinnedHost (kHost if nothing could
-// be pinned), extents aligned to 64 bytes. It reaches host memory and that of all devices; one call
-// reaches one device. `runtime` may be null, which is the same as no driver.
+// A backend named "pinned_host": addressable, in memory of kind kPinnedHost (kHost with
+// kUsePageable), extents aligned to 64 bytes. It reaches host memory and that of all devices; one
+// call reaches one device. `runtime` may be null, which is the same as no driver.
 //
 // Copies between host memory have ended when the call returns, as those of cpu_ram, and cannot be
 // given a stream. Copies from and to a device run by themselves, behind the work that is on the
