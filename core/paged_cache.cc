@@ -1,10 +1,15 @@
 #include "kvcache/core/paged_cache.h"
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
+#include <memory>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "kvcache/core/cache_types.h"
+#include "kvcache/core/mutex.h"
+#include "kvcache/core/stats.h"
 #include "kvcache/core/storage_backend.h"
 
 namespace kvcache {
@@ -37,12 +42,16 @@ absl::StatusOr<std::unique_ptr<PagedCache>> PagedCache::Create(Cache* cache, con
     return absl::InvalidArgumentError(absl::StrCat(
         "pages: ", pages.layout.ToString(), ", but ns.layout: ", options.ns.layout.ToString()));
   }
+  if (pages.layout.layers > kMostParts) {
+    return absl::InvalidArgumentError(absl::StrCat("pages.layout.layers: ", pages.layout.layers,
+                                                   ", expected at most ", kMostParts));
+  }
   const absl::StatusOr<size_t> bytes = pages.layout.BlockBytes(options.tokens_per_block);
   if (!bytes.ok()) return bytes.status();
-  if (*bytes > cache->backend_traits().capacity_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "tokens_per_block: ", options.tokens_per_block, ", blocks of ", *bytes,
-        " bytes, more than ", cache->backend_traits().capacity_bytes, " that the backend has"));
+  if (const size_t capacity = cache->stats().capacity_bytes; *bytes > capacity) {
+    return absl::InvalidArgumentError(absl::StrCat("tokens_per_block: ", options.tokens_per_block,
+                                                   ", blocks of ", *bytes,
+                                                   " bytes, but the cache has ", capacity));
   }
   const absl::StatusOr<BlockKey> root = RootKey(options.ns);
   if (!root.ok()) return root.status();

@@ -57,8 +57,9 @@ struct PagedSaveOptions {
 class PagedCache {
  public:
   // `cache` outlives this, the pages every transfer. Errors: those of PagedKv::Validate(),
-  // Namespace::Validate(); kInvalidArgument when tokens_per_block is 0, the layouts differ, or a
-  // block would be larger than the cache.
+  // Namespace::Validate(); kInvalidArgument when `cache` is null, tokens_per_block is 0, the
+  // layouts differ, there are more than kMostParts layers, or a block would be larger than the
+  // cache is.
   static absl::StatusOr<std::unique_ptr<PagedCache>> Create(Cache* cache, const PagedKv& pages,
                                                             const PagedCacheOptions& options);
 
@@ -88,14 +89,18 @@ class PagedCache {
   struct Loaded {
     // Leading ones that are in the pages when the copies have ended; at least first_token.
     uint32_t tokens = 0;
-    // As those of Saved. When an op fails, kDataLoss among others, none of the tokens from
-    // `first_token` on may be used.
+    // As those of Saved. An op ends with kDataLoss when other bytes are there than were saved, and
+    // its block is dropped. That, and every other failure, may come after a stream has waited for
+    // the layer and used it: Wait() before the results leave. When it fails, nothing from
+    // `first_token` on may be used: compute it, or Load() again, which finds what is left.
     Transfer copies = {};
   };
-  // Loads what there is of the prompt's beginning, from `first_token` on, which the engine has
-  // already; as much as the page table has pages for, block by block. Only bytes of these tokens
-  // are written. kInvalidArgument when there are no tokens, first_token is not a multiple of
-  // tokens_per_block, or a page is not one of the engine's.
+  // Loads what there is of the prompt's beginning, as much as the page table has pages for, block
+  // by block, behind the work that is on `stream`. The engine has what is before `first_token`
+  // already; an engine that has more than that, but not the whole block, gets those tokens again,
+  // so that their pages should not be in use. Only bytes of tokens from `first_token` on are
+  // written. kInvalidArgument when there are no tokens, first_token is not a multiple of
+  // tokens_per_block, or a page, of whatever token, is not one of the engine's.
   absl::StatusOr<Loaded> Load(absl::Span<const int32_t> tokens,
                               absl::Span<const int32_t> page_table, Stream stream = {},
                               uint32_t first_token = 0);
