@@ -18,25 +18,54 @@ constexpr auto kNhd = PagedKv::Order::kTokenHeadDim;
 constexpr auto kHnd = PagedKv::Order::kHeadTokenDim;
 constexpr std::byte kGuard{0xA7};
 
-// Pages in a buffer that is exactly as large as they are and the guards around it.
+// The tensors of paged_kv.h.
+enum class Tensors {
+  kPagesOfK,      // one for each layer, [2, pages, page]
+  kPagesOfBoth,   // one for each layer, [pages, 2, page]
+  kPagesOfLayers  // one for all, [pages, layers, 2, page]
+};
+constexpr Tensors kTensors[] = {Tensors::kPagesOfK, Tensors::kPagesOfBoth, Tensors::kPagesOfLayers};
+
+// Pages in a buffer that is exactly as large as they are, with `padding` elements behind each.
 struct Pool {
   PagedKv kv;
   std::vector<int32_t> table;
   std::vector<std::byte> bytes;
 
-  Pool(const KvLayout& layout, PagedKv::Order order, uint32_t page_tokens, uint32_t tokens,
-       size_t padding, std::mt19937* random) {
+  Pool(const KvLayout& layout, PagedKv::Order order, uint32_t page_tokens, Tensors tensors,
+       uint32_t tokens, size_t padding, std::mt19937* random) {
     kv.layout = layout;
     kv.order = order;
     kv.page_tokens = page_tokens;
     const uint32_t used = (tokens + page_tokens - 1) / page_tokens;
     kv.pages = used + (*random)() % 3;
     const bool latent = layout.kind == KvLayout::Kind::kLatent;
-    kv.page_stride = (latent ? 1 : 2) * kv.PageBytes() + padding * DTypeSize(layout.dtype);
-    bytes.assign(layout.layers * kv.pages * kv.page_stride, kGuard);
+    const size_t both = latent ? 1 : 2;
+    const size_t page = kv.PageBytes();
+    const size_t pages_apart = tensors == Tensors::kPagesOfK      ? 1
+                               : tensors == Tensors::kPagesOfBoth ? both
+                                                                  : both * layout.layers;
+    kv.page_stride = pages_apart * page + padding * DTypeSize(layout.dtype);
+    const size_t tensor_bytes = kv.pages * kv.page_stride;
+    bytes.assign(both * layout.layers / pages_apart * tensor_bytes, kGuard);
     for (uint32_t layer = 0; layer < layout.layers; ++layer) {
-      std::byte* const k = bytes.data() + layer * kv.pages * kv.page_stride;
-      kv.layers.push_back({k, latent ? nullptr : k + kv.PageBytes()});
+      std::byte* k = bytes.data();
+      std::byte* v = nullptr;
+      switch (tensors) {
+        case Tensors::kPagesOfK:
+          k += both * layer * tensor_bytes;
+          v = k + tensor_bytes;
+          break;
+        case Tensors::kPagesOfBoth:
+          k += layer * tensor_bytes;
+          v = k + page;
+          break;
+        case Tensors::kPagesOfLayers:
+          k += both * layer * page;
+          v = k + page;
+          break;
+      }
+      kv.layers.push_back({k, latent ? nullptr : v});
     }
     table.resize(kv.pages);
     std::iota(table.begin(), table.end(), 0);
@@ -74,10 +103,10 @@ void ForElements(const Pool& pool, uint32_t layer, TokenRange tokens, const Visi
 }
 
 void CheckBothWays(const KvLayout& layout, PagedKv::Order order, uint32_t page_tokens,
-                   uint32_t seed) {
+                   Tensors tensors, uint32_t seed) {
   std::mt19937 random(seed);
   const uint32_t tokens = 1 + random() % (3 * page_tokens + 20);
-  Pool pool(layout, order, page_tokens, tokens, random() % 3, &random);
+  Pool pool(layout, order, page_tokens, tensors, tokens, random() % 3, &random);
   ASSERT_TRUE(pool.kv.Validate().ok()) << pool.kv.Validate();
   TokenRange range;
   range.first = random() % tokens;
@@ -122,8 +151,10 @@ TEST(PagedKvTest, EveryPageSize) {
   const KvLayout layout = {.dtype = DType::kBF16, .layers = 1, .kv_heads = 2, .head_dim = 4};
   for (uint32_t page_tokens = 1; page_tokens <= 256; ++page_tokens) {
     for (const PagedKv::Order order : {kNhd, kHnd}) {
-      CheckBothWays(layout, order, page_tokens, page_tokens);
-      ASSERT_FALSE(HasFatalFailure()) << "page_tokens " << page_tokens;
+      for (const Tensors tensors : kTensors) {
+        CheckBothWays(layout, order, page_tokens, tensors, page_tokens);
+        ASSERT_FALSE(HasFatalFailure()) << "page_tokens " << page_tokens;
+      }
     }
   }
 }
@@ -142,8 +173,11 @@ TEST(PagedKvTest, EveryTypeAndManyShapes) {
       layout.kind = KvLayout::Kind::kLatent;
       layout.kv_heads = 1;
     }
-    CheckBothWays(layout, random() % 2 == 0 ? kNhd : kHnd, 1u << random() % 7, seed);
-    ASSERT_FALSE(HasFatalFailure()) << "seed " << seed << ": " << layout.ToString();
+    const uint32_t page_tokens = random() % 2 == 0 ? 1u << random() % 7 : 1 + random() % 96;
+    CheckBothWays(layout, random() % 2 == 0 ? kNhd : kHnd, page_tokens, kTensors[random() % 3],
+                  seed);
+    ASSERT_FALSE(HasFatalFailure())
+        << "seed " << seed << ": " << layout.ToString() << ", page_tokens " << page_tokens;
   }
 }
 

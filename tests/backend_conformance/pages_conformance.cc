@@ -26,13 +26,14 @@ constexpr uint32_t kLayers = 3;
 constexpr uint32_t kPages = 7;
 constexpr size_t kGuardBytes = 64;
 
-// Pages of two-byte elements, a page apart from each other, with guards around them.
+// Pages of two-byte elements, with guards around them: K and V of a page, and a page that is
+// nobody's, behind each other; or all pages of K, then those of V, without gaps.
 struct EnginePages {
   PagedKv kv;
   std::string memory;
   std::vector<int32_t> table = {5, 0, 1, 6, 3};
 
-  EnginePages(KvLayout::Kind kind, PagedKv::Order order, uint32_t page_tokens) {
+  EnginePages(KvLayout::Kind kind, PagedKv::Order order, uint32_t page_tokens, bool gaps = true) {
     const bool latent = kind == KvLayout::Kind::kLatent;
     kv.layout = {.dtype = DType::kBF16,
                  .kind = kind,
@@ -42,13 +43,15 @@ struct EnginePages {
     kv.order = order;
     kv.page_tokens = page_tokens;
     kv.pages = kPages;
-    kv.page_stride = 3 * kv.PageBytes();
-    memory.resize(2 * kGuardBytes + kLayers * kPages * kv.page_stride);
+    kv.page_stride = (gaps ? 3 : 1) * kv.PageBytes();
+    const size_t layer_bytes = (gaps ? 1 : 2) * kPages * kv.page_stride;
+    memory.resize(2 * kGuardBytes + kLayers * layer_bytes);
     for (size_t i = 0; i < memory.size(); ++i) memory[i] = static_cast<char>(i * 7 + i / 256);
     auto* const first = reinterpret_cast<std::byte*>(memory.data()) + kGuardBytes;
     for (uint32_t layer = 0; layer < kLayers; ++layer) {
-      std::byte* const k = first + layer * kPages * kv.page_stride;
-      kv.layers.push_back({k, latent ? nullptr : k + kv.PageBytes()});
+      std::byte* const k = first + layer * layer_bytes;
+      std::byte* const v = k + (gaps ? kv.PageBytes() : kPages * kv.page_stride);
+      kv.layers.push_back({k, latent ? nullptr : v});
     }
   }
 
@@ -91,13 +94,15 @@ struct Shape {
   KvLayout::Kind kind;
   PagedKv::Order order;
   uint32_t page_tokens;
+  bool gaps = true;
 };
 constexpr auto kHeads = KvLayout::Kind::kGroupedHeads;
 constexpr auto kNhd = PagedKv::Order::kTokenHeadDim;
 constexpr auto kHnd = PagedKv::Order::kHeadTokenDim;
-constexpr Shape kShapes[] = {{kHeads, kNhd, 4},  {kHeads, kHnd, 4},
-                             {kHeads, kNhd, 3},  {kHeads, kHnd, 3},
-                             {kHeads, kNhd, 64}, {KvLayout::Kind::kLatent, kNhd, 4}};
+constexpr Shape kShapes[] = {
+    {kHeads, kNhd, 4},        {kHeads, kHnd, 4},        {kHeads, kNhd, 3},
+    {kHeads, kHnd, 3},        {kHeads, kNhd, 64},       {KvLayout::Kind::kLatent, kNhd, 4},
+    {kHeads, kNhd, 4, false}, {kHeads, kHnd, 4, false}, {KvLayout::Kind::kLatent, kNhd, 4, false}};
 
 }  // namespace
 
@@ -105,7 +110,7 @@ TEST_P(BackendConformanceTest, PagesAreGatheredIntoPartsOfBlocks) {
   if (!traits().stores_bytes) GTEST_SKIP() << "no bytes to compare";
   for (const Shape& shape : kShapes) {
     SCOPED_TRACE(shape.page_tokens);
-    EnginePages pages(shape.kind, shape.order, shape.page_tokens);
+    EnginePages pages(shape.kind, shape.order, shape.page_tokens, shape.gaps);
     const std::string before = pages.memory;
     std::vector<Extent> extents;
     std::vector<std::string> fresh;
@@ -142,7 +147,7 @@ TEST_P(BackendConformanceTest, PartsOfBlocksAreScatteredIntoPages) {
   if (!traits().stores_bytes) GTEST_SKIP() << "no bytes to compare";
   for (const Shape& shape : kShapes) {
     SCOPED_TRACE(shape.page_tokens);
-    EnginePages pages(shape.kind, shape.order, shape.page_tokens);
+    EnginePages pages(shape.kind, shape.order, shape.page_tokens, shape.gaps);
     std::string expected = pages.memory;
     std::vector<std::string> blocks;
     std::vector<PagedReadOp> ops;
