@@ -177,10 +177,14 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
                                                    " is not a multiple of tokens_per_block, ",
                                                    options_.tokens_per_block));
   }
+  if (first_token > tokens.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("first_token: ", first_token, " of ", tokens.size(), " tokens"));
+  }
   const size_t most_tokens = size_t{pages_.page_tokens} * page_table.size();
   const absl::StatusOr<std::vector<BlockKey>> keys = KeysOf(tokens, most_tokens);
   if (!keys.ok()) return keys.status();
-  Loaded loaded;
+  Loaded loaded = {.tokens = first_token};
   if (keys->empty()) return loaded;
   const size_t in_blocks =
       std::min<size_t>(tokens.size(), keys->size() * options_.tokens_per_block);

@@ -100,7 +100,8 @@ class PagedCache {
   // already; an engine that has more than that, but not the whole block, gets those tokens again,
   // so that their pages should not be in use. Only bytes of tokens from `first_token` on are
   // written. kInvalidArgument when there are no tokens, first_token is not a multiple of
-  // tokens_per_block, or a page, of whatever token, is not one of the engine's.
+  // tokens_per_block or behind the last token, or a page, of whatever token, is not one of the
+  // engine's.
   absl::StatusOr<Loaded> Load(absl::Span<const int32_t> tokens,
                               absl::Span<const int32_t> page_table, Stream stream = {},
                               uint32_t first_token = 0);

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "gtest/gtest.h"
 #include "kvcache/core/block_key.h"
 #include "kvcache/core/cache.h"
@@ -155,6 +156,18 @@ TEST_F(SaveTest, NoMemoryFromTheBackendStopsIt) {
   EXPECT_EQ(saved.stopped.code(), absl::StatusCode::kInternal) << saved.stopped;
   EXPECT_TRUE(saved.copies.Done());
   EXPECT_EQ(InUse(), 0u);
+}
+
+TEST_F(SaveTest, WhatTheEngineHasCountsAsLoaded) {
+  const auto load = [this](uint32_t first_token, absl::Span<const int32_t> table) {
+    return paged_->Load(Tokens(9), table, {}, first_token);
+  };
+  EXPECT_EQ(load(8, Table(0))->tokens, 8u);  // a miss
+  EXPECT_EQ(load(8, {0})->tokens, 8u);       // no room for a block
+  SaveAndWait(0, Tokens(4));
+  EXPECT_EQ(load(8, Table(0))->tokens, 8u);  // not so far
+  EXPECT_TRUE(load(8, Table(0))->copies.Done());
+  EXPECT_TRUE(absl::IsInvalidArgument(load(12, Table(0)).status()));
 }
 
 TEST_F(SaveTest, BlocksThatAreNoBlocksOfTheCacheAreRefused) {
