@@ -203,8 +203,15 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
   std::vector<Slot> slots;
   slots.reserve(blocks);
   for (size_t block = first_block; block < match.blocks.size(); ++block) {
-    slots.push_back(match.blocks[block].slot_);
-    cache_.CountRead(slots.back(), match.blocks[block].size());
+    const ReadLease& lease = match.blocks[block];
+    const size_t bytes = *pages_.layout.BlockBytes(TokensOf(block, in_blocks).count);
+    if (lease.size() != bytes || lease.parts() != pages_.layout.layers) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("block ", block, " of the prompt: ", lease.size(), " bytes in ",
+                       lease.parts(), " parts, expected ", bytes, " in ", pages_.layout.layers));
+    }
+    slots.push_back(lease.slot_);
+    cache_.CountRead(slots.back(), lease.size());
   }
   for (uint32_t layer = 0; layer < pages_.layout.layers; ++layer) {
     for (size_t block = first_block; block < match.blocks.size(); ++block) {

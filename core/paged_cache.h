@@ -101,7 +101,8 @@ class PagedCache {
   // so that their pages should not be in use. Only bytes of tokens from `first_token` on are
   // written. kInvalidArgument when there are no tokens, first_token is not a multiple of
   // tokens_per_block or behind the last token, or a page, of whatever token, is not one of the
-  // engine's.
+  // engine's; kFailedPrecondition when somebody has put a block of another size, or of other parts
+  // than one for each layer, under a key of the prompt.
   absl::StatusOr<Loaded> Load(absl::Span<const int32_t> tokens,
                               absl::Span<const int32_t> page_table, Stream stream = {},
                               uint32_t first_token = 0);

@@ -336,6 +336,19 @@ TEST_P(PagedCacheTest, ABlockWithOtherBytesThanWereSavedIsDropped) {
   EXPECT_EQ(*engine.cache->Lookup(prompt), 16u);
 }
 
+TEST_P(PagedCacheTest, ABlockOfOtherPartsUnderTheSameKeyIsRefused) {
+  Engine& engine = MakeEngine(4, PagedKv::Order::kTokenHeadDim);
+  const std::vector<int32_t> prompt = Prompt(kBlockTokens);
+  std::vector<BlockKey> keys;
+  ASSERT_TRUE(ChainKeys(*RootKey(engine.cache->options().ns), prompt, kBlockTokens, &keys).ok());
+  const std::vector<std::byte> bytes(*MakeLayout().BlockBytes(kBlockTokens));
+  const ConstBytes source = bytes;
+  ASSERT_TRUE(cache_->Put(keys[0], {bytes.size(), 1}, {source}).ok());
+  const absl::Status status =
+      engine.cache->Load(prompt, Table(engine, kBlockTokens, 0), stream_).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+}
+
 TEST_P(PagedCacheTest, TheStatisticsCountWhatWasCopied) {
   Engine& engine = MakeEngine(4, PagedKv::Order::kTokenHeadDim);
   const std::vector<int32_t> prompt = Prompt(40);
