@@ -131,7 +131,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Says what became of this launch; cudaGetLastError() would also say what somebody else left behind.
+// Says what became of this launch; cudaGetLastError() would also say what somebody else left
+// behind.
 template <typename... Arguments>
 int LaunchKernel(void (*kernel)(Arguments...), dim3 grid, cudaStream_t stream,
                  Arguments... arguments) {
@@ -142,7 +143,7 @@ int LaunchKernel(void (*kernel)(Arguments...), dim3 grid, cudaStream_t stream,
 
 template <typename Descriptors>
 int Launch(const PagedCopy& copy, const PagedShape& shape, const Descriptors& descriptors,
-            cudaStream_t stream) {
+           cudaStream_t stream) {
   constexpr uint32_t kMostBlocksX = 1u << 20;
   constexpr uint32_t kMostBlocksY = 65535;
   const uint32_t tiles = TilesOfPart(shape, copy.most_tokens);

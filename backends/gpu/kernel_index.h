@@ -54,9 +54,8 @@ struct Divisor {
 
 // The largest power of two, up to `most`, that divides everything or-ed into `bits`.
 KVCACHE_HOST_DEVICE uint32_t UnitOf(uint64_t bits, uint32_t most) {
-  uint32_t unit = most;
-  while (bits % unit != 0) unit /= 2;
-  return unit;
+  const uint32_t low = static_cast<uint32_t>(bits) | most;
+  return low & -low;
 }
 
 // In the loops below, Access<bytes> says how to Load and Store a Unit of 16, 8, 4, 2 or 1 bytes.
@@ -77,7 +76,7 @@ KVCACHE_HOST_DEVICE PieceUnits UnitsOf(const CopyPiece& piece) {
   const auto to = reinterpret_cast<uintptr_t>(piece.to);
   const uint32_t bytes = static_cast<uint32_t>(piece.bytes);
   const uint32_t unit = UnitOf(to ^ reinterpret_cast<uintptr_t>(piece.from), 16);
-  uint32_t head = static_cast<uint32_t>(-to % unit);
+  uint32_t head = static_cast<uint32_t>(-to) & (unit - 1);
   if (head > bytes) head = bytes;
   const uint32_t units = (bytes - head) / unit;
   return {unit, head, units, bytes - head - units * unit};

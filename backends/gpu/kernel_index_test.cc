@@ -197,12 +197,15 @@ void RunPages(const PagedCopy& copy) {
   }
 }
 
-class CopyPagesTest : public testing::TestWithParam<Shape> {};
+class CopyPagesTest : public testing::TestWithParam<Shape> {
+ protected:
+  // With the V of a page behind its K, or those of all pages; and bytes between pages.
+  void Check(bool k_then_v, size_t padding);
+};
 
-// Every byte once, the same as the copies of the host.
-TEST_P(CopyPagesTest, EqualsTheHost) {
+void CopyPagesTest::Check(bool k_then_v, size_t padding) {
   const Shape& shape = GetParam();
-  constexpr uint32_t kPages = 40;
+  const uint32_t num_pages = shape.page_tokens < 32 ? 24 : 9;
   PagedKv kv;
   kv.layout = {.dtype = shape.dtype,
                .kind = shape.latent ? KvLayout::Kind::kLatent : KvLayout::Kind::kGroupedHeads,
@@ -211,18 +214,19 @@ TEST_P(CopyPagesTest, EqualsTheHost) {
                .head_dim = shape.head_dim};
   kv.order = shape.order;
   kv.page_tokens = shape.page_tokens;
-  kv.pages = kPages;
-  kv.page_stride = 2 * kv.PageBytes();
-  std::vector<std::byte> pool = RandomBytes(kPages * kv.page_stride, 7);
-  kv.layers = {{pool.data(), shape.latent ? nullptr : pool.data() + kv.PageBytes()}};
+  kv.pages = num_pages;
+  kv.page_stride = (k_then_v ? 1 : 2) * kv.PageBytes() + padding;
+  const size_t v_at = k_then_v ? num_pages * kv.page_stride : kv.PageBytes();
+  std::vector<std::byte> pool = RandomBytes((k_then_v ? 2 : 1) * num_pages * kv.page_stride, 7);
+  kv.layers = {{pool.data(), shape.latent ? nullptr : pool.data() + v_at}};
   ASSERT_TRUE(kv.Validate().ok()) << kv.Validate();
-  std::vector<int32_t> table(kPages);
+  std::vector<int32_t> table(num_pages);
   std::iota(table.begin(), table.end(), 0);
   std::shuffle(table.begin(), table.end(), std::mt19937(7));
 
   // Parts of different sizes, behind each other: from the middle of the first page on, but the last
   // token of all.
-  const uint32_t all = kPages * shape.page_tokens - 1;
+  const uint32_t all = num_pages * shape.page_tokens - 1;
   std::vector<TokenRange> ranges;
   uint32_t most_tokens = 0;
   size_t bytes = 0;
@@ -269,7 +273,7 @@ TEST_P(CopyPagesTest, EqualsTheHost) {
   std::vector<std::byte> scattered(pool.size(), std::byte{0xEE});
   const auto into = [&](std::vector<std::byte>* memory) {
     PagedKv other = kv;
-    other.layers = {{memory->data(), shape.latent ? nullptr : memory->data() + kv.PageBytes()}};
+    other.layers = {{memory->data(), shape.latent ? nullptr : memory->data() + v_at}};
     return other;
   };
   const std::vector<std::byte> content = RandomBytes(bytes, 8);
@@ -291,13 +295,21 @@ TEST_P(CopyPagesTest, EqualsTheHost) {
   EXPECT_EQ(stores.Most(), 1);
 }
 
+// Every byte once, the same as the copies of the host.
+TEST_P(CopyPagesTest, EqualsTheHost) {
+  Check(/*k_then_v=*/false, /*padding=*/0);
+  Check(/*k_then_v=*/true, /*padding=*/0);
+  Check(/*k_then_v=*/false, /*padding=*/DTypeSize(GetParam().dtype));
+}
+
 constexpr auto kNhd = PagedKv::Order::kTokenHeadDim;
 constexpr auto kHnd = PagedKv::Order::kHeadTokenDim;
 
 std::vector<Shape> Shapes() {
   std::vector<Shape> shapes = {{DType::kBF16, 8, 128, 16, kNhd, false},
                                {DType::kBF16, 8, 128, 16, kHnd, false},
-                               {DType::kBF16, 1, 576, 64, kNhd, true}};
+                               {DType::kBF16, 1, 576, 64, kNhd, true},
+                               {DType::kFp8E4M3, 1, 67, 5, kHnd, true}};
   constexpr uint32_t kDims[] = {1, 3, 8, 40, 64, 80, 127, 128};
   constexpr DType kTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kFp8E4M3};
   std::mt19937 random(5);
