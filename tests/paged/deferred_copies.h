@@ -57,6 +57,9 @@ class DeferredCopiesTest : public testing::Test {
     }
     MakeCache({.clock = &clock_});
   }
+  // A test that failed has copies under way, for which the cache waits.
+  void TearDown() override { backend_->CompleteAll(); }
+
   void MakeCache(const CacheOptions& cache_options) {
     auto backend = FakeBackend::Create(capacity_blocks_ * kBlockBytes);
     backend_ = backend.get();
