@@ -99,7 +99,7 @@ class CudaDeviceBackend final : public StorageBackend {
   // Whether the device can work on memory of another one.
   absl::Status Reach(int device) {
     if (device == device_) return absl::OkStatus();
-    MutexLock lock(mu_);
+    MutexLock lock(peers_mu_);
     if (peers_.count(device) > 0) return absl::OkStatus();
     absl::Status status = runtime_->EnablePeer(device_, device);
     if (status.ok()) {
@@ -145,19 +145,8 @@ class CudaDeviceBackend final : public StorageBackend {
     if (!status.ok()) {
       return Transfer::Completed(std::vector<absl::Status>(ops.size(), std::move(status)));
     }
-    std::vector<DeviceLink::PagedOp> link_ops;
-    for (const Op& op : ops) {
-      DeviceLink::PagedOp& link_op = link_ops.emplace_back();
-      link_op.status = ValidateOp(kv, page_table, op);
-      link_op.part = op.part;
-      link_op.extent = ExtentOf(op);
-      link_op.tokens = op.tokens;
-      if (!link_op.status.ok()) continue;
-      link_op.bytes = *kv.layout.PartBytes(op.tokens.count);
-      link_op.memory = Address(ExtentOf(op)) + op.offset;
-    }
-    return link_->CopyPages(kv, page_table, side, /*parts_on_host=*/false, std::move(link_ops),
-                            stream);
+    return link_->CopyPages(kv, page_table, side, /*parts_on_host=*/false,
+                            LinkOpsOf(*this, kv, page_table, ops), stream);
   }
 
   const int device_;
@@ -166,7 +155,8 @@ class CudaDeviceBackend final : public StorageBackend {
   std::byte* const slab_;
   mutable Mutex mu_;
   ExtentAllocator allocator_ ABSL_GUARDED_BY(mu_);
-  std::set<int> peers_ ABSL_GUARDED_BY(mu_);  // that were enabled
+  Mutex peers_mu_;  // held while one is enabled
+  std::set<int> peers_ ABSL_GUARDED_BY(peers_mu_);
   ExtentUses uses_;
   std::unique_ptr<DeviceLink> link_;  // uses it
 };

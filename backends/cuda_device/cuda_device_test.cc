@@ -262,6 +262,55 @@ TEST_F(CudaDeviceTest, ARefusedRecordOrWaitLosesTheDevice) {
   }
 }
 
+TEST_F(CudaDeviceTest, AStreamThatStallsHoldsUpNobodyElse) {
+  Use({.run_when_waited_for = false}, {.capacity_bytes = 64 * kKiB, .link = {.threads = 1}});
+  const Extent extent = *backend_->Allocate(kKiB);
+  const MutableBytes host = Pinned(kKiB);
+  const Stream stalled = gpu_->EngineStream();
+  const Stream other = gpu_->EngineStream();
+  gpu_->Enqueue(stalled, [] {});
+  gpu_->Hold(stalled, true);
+  std::vector<Transfer> behind_it;
+  for (int i = 0; i < 8; ++i) behind_it.push_back(backend_->After(stalled));
+  const Transfer after_other = backend_->After(other);
+  const Transfer write = Write(extent, host, {MemoryKind::kPinnedHost});
+  const Transfer read = Read(extent, host, {MemoryKind::kPinnedHost});
+  gpu_->RunAll();
+  EXPECT_TRUE(write.Wait().ok());
+  EXPECT_TRUE(read.Wait().ok());
+  EXPECT_TRUE(after_other.Wait().ok());
+  for (const Transfer& transfer : behind_it) EXPECT_FALSE(transfer.Done());
+  gpu_->Hold(stalled, false);
+  gpu_->RunAll();
+  for (const Transfer& transfer : behind_it) EXPECT_TRUE(transfer.Wait().ok());
+  backend_->Free(extent);
+}
+
+TEST_F(CudaDeviceTest, ARefusedWaitForgetsNoEarlierCopy) {
+  for (uint32_t seed = 1; seed <= 50; ++seed) {
+    Use({.seed = seed, .run_when_waited_for = false}, {.capacity_bytes = 64 * kKiB});
+    const Extent extent = *backend_->Allocate(kKiB);
+    const MutableBytes first = Pinned(kKiB);
+    const MutableBytes seen = Pinned(kKiB);
+    const MutableBytes second = Pinned(kKiB);
+    std::fill(first.begin(), first.end(), std::byte{1});
+    std::fill(second.begin(), second.end(), std::byte{2});
+    const Transfer write = Write(extent, first, {MemoryKind::kPinnedHost});
+    const Transfer read = Read(extent, seen, {MemoryKind::kPinnedHost});
+    gpu_->FailCall("MakeWait", absl::ResourceExhaustedError("injected"));
+    const Transfer refused = Write(extent, second, {MemoryKind::kPinnedHost});
+    const Transfer overwrite = Write(extent, second, {MemoryKind::kPinnedHost});
+    gpu_->RunAll();
+    EXPECT_TRUE(absl::IsResourceExhausted(refused.Wait())) << refused.Wait();
+    ASSERT_TRUE(write.Wait().ok() && read.Wait().ok() && overwrite.Wait().ok());
+    EXPECT_EQ(seen, ConstBytes(first)) << "seed " << seed;
+    backend_->Free(extent);
+    TearDown();
+    backend_ = nullptr;
+    pinned_.clear();
+  }
+}
+
 TEST_F(CudaDeviceTest, TheDefaultStreamIsRefused) {
   Use({}, {.capacity_bytes = 64 * kKiB});
   const Extent extent = *backend_->Allocate(kKiB);

@@ -111,6 +111,10 @@ cudaMemcpyKind KindOf(CopyDirection direction) {
 
 class CudaRuntime final : public GpuRuntime {
  public:
+  void UseThreadFor(int device) override {
+    Result("cudaSetDevice", cudaSetDevice(device)).IgnoreError();
+  }
+
   absl::StatusOr<int> DeviceCount() override {
     // The cleanest question: it does not initialise anything.
     int driver = 0;

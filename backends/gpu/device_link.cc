@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdlib>
 #include <limits>
-#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -62,22 +61,20 @@ absl::Status DeviceLink::Start() {
     if (!created.ok()) return created.status();
     stream = *created;
   }
-  try {
-    for (uint32_t i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { RunTasks(); });
-  } catch (const std::system_error& error) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("threads: ", options_.threads, ": ", error.what()));
-  }
-  return absl::OkStatus();
+  threads_ = std::make_unique<LinkThreads>(LinkThreads::Options{
+      .workers = options_.threads,
+      .begin = [this] { runtime_->UseThreadFor(device_); },
+      .wait =
+          [this](const PooledEvent& event) {
+            absl::Status fired = runtime_->Synchronize(event.device, event.handle);
+            return event.device == device_ ? NoticedForGood(std::move(fired)) : fired;
+          },
+  });
+  return threads_->Start();
 }
 
 DeviceLink::~DeviceLink() {
-  {
-    MutexLock lock(mu_);
-    stopping_ = true;
-    changed_.NotifyAll();
-  }
-  for (std::thread& thread : threads_) thread.join();
+  threads_.reset();
   for (GpuStream stream : streams_) {
     if (stream != nullptr) runtime_->DestroyStream(device_, stream).IgnoreError();
   }
@@ -92,50 +89,23 @@ DeviceLink::~DeviceLink() {
   }
 }
 
-// --- Threads
-
-void DeviceLink::Push(Task task) {
-  MutexLock lock(mu_);
-  tasks_.push_back(std::move(task));
-  changed_.NotifyOne();
-}
-
-void DeviceLink::RunTasks() {
-  for (;;) {
-    Task task;
-    {
-      MutexLock lock(mu_);
-      while (tasks_.empty() && !stopping_) changed_.Wait(mu_);
-      if (tasks_.empty()) return;
-      task = std::move(tasks_.front());
-      tasks_.pop_front();
-    }
-    absl::Status fired;
-    if (task.event != nullptr) {
-      fired = runtime_->Synchronize(task.event->device, task.event->handle);
-      if (task.event->device == device_) fired = NoticedForGood(std::move(fired));
-    }
-    task.run(fired);
-  }
-}
+// --- Failures
 
 absl::Status DeviceLink::Noticed(absl::Status status) {
   if (IsOfTheCall(status)) return status;
   absl::Status failed;
   {
     MutexLock lock(mu_);
-    if (failed_.ok()) {
-      failed_ = absl::UnavailableError(
-          absl::StrCat("device ", device_, " has failed for good: ", status.ToString()));
-    }
-    failed = failed_;
+    if (!failed_.ok()) return failed_;
+    failed = failed_ = absl::UnavailableError(
+        absl::StrCat("device ", device_, " has failed for good: ", status.ToString()));
   }
   // Not here: the caller may hold locks that the callback wants.
-  Push({nullptr, [this, failed](const absl::Status&) {
-          MutexLock lock(callback_mu_);
-          if (std::exchange(told_, true) || on_failure_ == nullptr) return;
-          on_failure_(failed);
-        }});
+  threads_->Run([this, failed] {
+    MutexLock lock(callback_mu_);
+    told_ = true;
+    if (on_failure_ != nullptr) on_failure_(failed);
+  });
   return failed;
 }
 
@@ -265,16 +235,21 @@ absl::Status DeviceLink::EnqueuePieces(absl::Span<const CopyPiece> pieces, CopyD
 }
 
 void DeviceLink::EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end,
-                          EventRef event, absl::Status enqueued, Kept kept) {
+                          GpuStream stream, EventRef event, absl::Status enqueued, Kept kept) {
   for (size_t i = first; i < end; ++i) {
     if (!batch->checks_beside(i)) continue;
-    Push({nullptr, [batch, i](const absl::Status&) { batch->EndStep(i, batch->op(i).check()); }});
+    threads_->Run([batch, i] { batch->EndStep(i, batch->op(i).check()); });
   }
-  Push({std::move(event), [batch, first, end, enqueued = std::move(enqueued),
-                           kept = std::move(kept)](const absl::Status& fired) {
-          const absl::Status& status = enqueued.ok() ? fired : enqueued;
-          for (size_t i = first; i < end; ++i) batch->EndStep(i, status);
-        }});
+  auto end_ops = [batch, first, end, enqueued = std::move(enqueued),
+                  kept = std::move(kept)](const absl::Status& fired) {
+    const absl::Status& status = enqueued.ok() ? fired : enqueued;
+    for (size_t i = first; i < end; ++i) batch->EndStep(i, status);
+  };
+  if (event != nullptr) {
+    threads_->RunAfter(stream, std::move(event), std::move(end_ops));
+  } else {
+    threads_->Run([end_ops = std::move(end_ops)] { end_ops(absl::OkStatus()); });
+  }
 }
 
 void DeviceLink::EnqueueGroup(const Call& call, size_t first, size_t end) {
@@ -297,16 +272,17 @@ void DeviceLink::EnqueueGroup(const Call& call, size_t first, size_t end) {
       pieces.insert(pieces.end(), of_op.begin(), of_op.end());
     }
     status = WaitFor(stream, wait_for);
-    if (status.ok()) status = EnqueuePieces(pieces, direction, stream, &kept);
+    const bool enqueued = status.ok();
+    if (enqueued) status = EnqueuePieces(pieces, direction, stream, &kept);
     // Also after a refusal: what was enqueued before it runs all the same.
     status.Update(Record(*event, stream));
-    for (size_t i = first; i < end; ++i) {
+    for (size_t i = first; i < end && enqueued; ++i) {
       uses_.SetEvent(call.ops[i].extent, streams_[stream], call.ops[i].writes_extent, *event);
     }
     call.batch->Mark(first, end, stream, *event);
   }
-  EndAfter(call.batch, first, end, event.ok() ? *event : nullptr, std::move(status),
-           std::move(kept));
+  EndAfter(call.batch, first, end, streams_[stream], event.ok() ? *event : nullptr,
+           std::move(status), std::move(kept));
 }
 
 Transfer DeviceLink::Copy(absl::Span<const CopyPiece> pieces, std::vector<Op> ops, Stream stream) {
@@ -362,7 +338,7 @@ Transfer DeviceLink::After(Stream stream) {
   const auto batch =
       std::make_shared<LinkBatch>(runtime_, &uses_, std::vector<LinkBatch::Op>(1), true);
   batch->Mark(0, 1, 0, *event);
-  EndAfter(batch, 0, 1, *event, absl::OkStatus(), {});
+  EndAfter(batch, 0, 1, stream.handle, *event, absl::OkStatus(), {});
   return batch->transfer();
 }
 

@@ -6,10 +6,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <functional>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -21,6 +19,7 @@
 #include "kvcache/backends/gpu/extent_uses.h"
 #include "kvcache/backends/gpu/gpu_runtime.h"
 #include "kvcache/backends/gpu/link_batch.h"
+#include "kvcache/backends/gpu/link_threads.h"
 #include "kvcache/core/backend_stats.h"
 #include "kvcache/core/memory_space.h"
 #include "kvcache/core/mutex.h"
@@ -36,9 +35,10 @@ struct DeviceLinkOptions {
   // Pinned memory through which pageable memory is copied; taken at its first use.
   size_t staging_bytes = size_t{16} << 20;
   // Device memory, for each direction, through which pages are copied to and from the host; taken
-  // at its first use. A part of more than a quarter goes without, which is slower.
+  // at its first use. A part of more than a quarter goes without, and so do all when the device has
+  // no memory left: kernels then reach over the link, which is slower.
   size_t page_staging_bytes = size_t{64} << 20;
-  // Threads that wait for copies, compute checksums and run callbacks.
+  // Threads that compute checksums and run callbacks. Others, one for each stream, wait for copies.
   uint32_t threads = 4;
 };
 
@@ -126,12 +126,6 @@ class DeviceLink {
   enum StreamNumber { kToDevice, kToHost, kGather, kScatter };
   static constexpr int kStreams = kScatter + 1;
 
-  // What a thread of the link does: waits for the event, if there is one, and goes on.
-  struct Task {
-    EventRef event;
-    std::function<void(const absl::Status& fired)> run;
-  };
-
   // Memory in pieces, used in turn.
   struct Staging {
     struct Chunk {
@@ -173,7 +167,8 @@ class DeviceLink {
                             absl::Span<const CopyPiece> pieces, CopyDirection direction,
                             const EventRef& event, Kept* kept);
   absl::Status TakeHostStaging() ABSL_EXCLUSIVE_LOCKS_REQUIRED(staging_mu_);
-  absl::Status TakePageStaging(Staging* staging);
+  // Takes it at its first use; false when the device has no memory for it.
+  absl::StatusOr<bool> HavePageStaging(Staging* staging);
   // What goes through the staging of pages at once.
   size_t StageBytes() const { return options_.page_staging_bytes / Staging::kChunks / 4096 * 4096; }
 
@@ -186,12 +181,11 @@ class DeviceLink {
   // device fails.
   absl::StatusOr<EventRef> TakeEvent();
   absl::Status Record(const EventRef& event, StreamNumber stream);
-  // Lets ops [first, end) end with `enqueued`, and not before `event` has fired, if there is one.
-  void EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end, EventRef event,
-                absl::Status enqueued, Kept kept);
+  // Lets ops [first, end) end with `enqueued`, and not before `event` of `stream` has fired, if
+  // there is one.
+  void EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end, GpuStream stream,
+                EventRef event, absl::Status enqueued, Kept kept);
 
-  void Push(Task task);
-  void RunTasks();
   // Notices errors after which the device is of no use; returns `status`, or what it means. The
   // other takes any error for one.
   absl::Status Noticed(absl::Status status);
@@ -217,14 +211,11 @@ class DeviceLink {
   std::atomic<uint64_t> paged_bytes_ = 0;
 
   mutable Mutex mu_;
-  CondVar changed_;
-  std::deque<Task> tasks_ ABSL_GUARDED_BY(mu_);
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status failed_ ABSL_GUARDED_BY(mu_);
   Mutex callback_mu_;  // held while it runs
   std::function<void(const absl::Status&)> on_failure_ ABSL_GUARDED_BY(callback_mu_);
   bool told_ ABSL_GUARDED_BY(callback_mu_) = false;
-  std::vector<std::thread> threads_;
+  std::unique_ptr<LinkThreads> threads_;
 };
 
 }  // namespace kvcache

@@ -9,17 +9,16 @@
 
 namespace kvcache {
 
-absl::Status DeviceLink::TakePageStaging(Staging* staging) {
-  if (staging->taken()) return absl::OkStatus();
+// Engines take nearly all of a device's memory: without any for this, kernels reach over the link.
+absl::StatusOr<bool> DeviceLink::HavePageStaging(Staging* staging) {
+  MutexLock lock(uses_.enqueue_mu());
+  if (staging->taken()) return true;
   const absl::StatusOr<std::byte*> memory =
       runtime_->AllocateDevice(device_, options_.page_staging_bytes);
-  if (!memory.ok()) {
-    return Noticed(absl::Status(memory.status().code(),
-                                absl::StrCat("page_staging_bytes = ", options_.page_staging_bytes,
-                                             ": ", memory.status().message())));
-  }
+  if (absl::IsResourceExhausted(memory.status())) return false;
+  if (!memory.ok()) return Noticed(memory.status());
   staging->Use({*memory, options_.page_staging_bytes});
-  return absl::OkStatus();
+  return true;
 }
 
 // From pages:  gather -> parts on the device, or -> staging, to_host -> pinned parts
@@ -30,7 +29,10 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
   const bool gather = call.side == PagesSide::kGather;
   const StreamNumber pages_stream = gather ? kGather : kScatter;
   Staging& staging = page_staging_[gather ? 0 : 1];
-  const bool stage = call.parts_on_host && call.ops[first].bytes <= StageBytes();
+  absl::StatusOr<bool> staged = false;
+  if (call.parts_on_host && call.ops[first].bytes <= StageBytes())
+    staged = HavePageStaging(&staging);
+  const bool stage = staged.ok() && *staged;
   const StreamNumber link_stream = gather ? kToHost : kToDevice;
   // Where the last copy is, and where the parts are used.
   const StreamNumber last_stream = stage && gather ? link_stream : pages_stream;
@@ -69,7 +71,8 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
   Kept kept = call.descriptors;
   absl::StatusOr<EventRef> event = TakeEvent();
   absl::StatusOr<EventRef> between = stage ? TakeEvent() : EventRef();
-  absl::Status status = event.status();
+  absl::Status status = staged.status();
+  status.Update(event.status());
   status.Update(between.status());
   if (status.ok()) {
     MutexLock lock(uses_.enqueue_mu());
@@ -81,23 +84,22 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
     std::vector<CopyPiece> pieces;
     Staging::Chunk* chunk = nullptr;
     if (stage) {
-      status = TakePageStaging(&staging);
-      if (status.ok()) {
-        chunk = &staging.Next();
-        std::byte* at = chunk->memory.data();
-        for (size_t i = first; i < end; ++i) {
-          const PagedOp& op = call.ops[i];
-          pieces.push_back(gather ? CopyPiece{op.memory, at, op.bytes}
-                                  : CopyPiece{at, op.memory, op.bytes});
-          call.parts[i].part = at;
-          at += op.bytes;
-        }
+      chunk = &staging.Next();
+      std::byte* at = chunk->memory.data();
+      for (size_t i = first; i < end; ++i) {
+        const PagedOp& op = call.ops[i];
+        pieces.push_back(gather ? CopyPiece{op.memory, at, op.bytes}
+                                : CopyPiece{at, op.memory, op.bytes});
+        call.parts[i].part = at;
+        at += op.bytes;
       }
     }
     const EventRef busy = chunk == nullptr ? nullptr : chunk->busy;
+    bool ordered = false;  // behind earlier copies of the extents
     const auto copy_pages = [&](absl::Span<const EventRef> after) {
       status.Update(WaitFor(pages_stream, {call.after}));
       status.Update(WaitFor(pages_stream, after));
+      ordered |= !stage && status.ok();
       if (status.ok() && !call.table_copied) {
         status = Noticed(runtime_->CopyBatch(device_, {&call.table, 1}, CopyDirection::kToDevice,
                                              streams_[pages_stream]));
@@ -109,6 +111,7 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
     };
     const auto copy_parts = [&](absl::Span<const EventRef> after) {
       status.Update(WaitFor(link_stream, wait_for));
+      ordered = status.ok();
       status.Update(WaitFor(link_stream, after));
       if (status.ok()) {
         status = EnqueuePieces(pieces, gather ? CopyDirection::kToHost : CopyDirection::kToDevice,
@@ -127,17 +130,17 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
       copy_pages({*between});
     }
     // Behind everything that was enqueued, also when something was refused.
-    status.Update(WaitFor(last_stream, {*between}));
+    status.Update(NoticedForGood(WaitFor(last_stream, {*between})));
     status.Update(Record(*event, last_stream));
     if (chunk != nullptr) chunk->busy = *event;
-    for (size_t i = first; i < end; ++i) {
+    for (size_t i = first; i < end && ordered; ++i) {
       uses_.SetEvent(call.ops[i].extent, streams_[parts_stream], /*write=*/gather, *event);
     }
     call.batch->Mark(first, end, last_stream, *event);
     paged_bytes_.fetch_add(bytes, std::memory_order_relaxed);
   }
-  EndAfter(call.batch, first, end, event.ok() ? *event : nullptr, std::move(status),
-           std::move(kept));
+  EndAfter(call.batch, first, end, streams_[last_stream], event.ok() ? *event : nullptr,
+           std::move(status), std::move(kept));
 }
 
 absl::Status DeviceLink::PrepareDescriptors(absl::Span<const int32_t> page_table, size_t num_ops,
@@ -146,14 +149,20 @@ absl::Status DeviceLink::PrepareDescriptors(absl::Span<const int32_t> page_table
   const size_t table_bytes = page_table.size() * sizeof(int32_t);
   const absl::StatusOr<BufferRef> pinned = pinned_buffers_.Take(parts_bytes + table_bytes);
   if (!pinned.ok()) return pinned.status();
-  const absl::StatusOr<BufferRef> on_device = device_buffers_.Take(table_bytes);
-  if (!on_device.ok()) return on_device.status();
-  call->descriptors = {*pinned, *on_device};
+  call->descriptors = {*pinned};
   call->parts = reinterpret_cast<PartOfTokens*>((*pinned)->data());
   std::byte* const table = (*pinned)->data() + parts_bytes;
   std::memcpy(table, page_table.data(), table_bytes);
-  call->table = {(*on_device)->data(), table, table_bytes};
-  return absl::OkStatus();
+  const absl::StatusOr<BufferRef> on_device = device_buffers_.Take(table_bytes);
+  if (on_device.ok()) {
+    call->descriptors.push_back(*on_device);
+    call->table = {(*on_device)->data(), table, table_bytes};
+    return absl::OkStatus();
+  }
+  // The kernels can read it where it is, too.
+  call->table = {table, table, table_bytes};
+  call->table_copied = true;
+  return absl::IsResourceExhausted(on_device.status()) ? absl::OkStatus() : on_device.status();
 }
 
 Transfer DeviceLink::CopyPages(const PagedKv& kv, absl::Span<const int32_t> page_table,

@@ -98,9 +98,10 @@ absl::Status DeviceLink::EnqueueChunk(const Call& call, size_t first, size_t end
     call.batch->ExtentBegun(i);
   }
   absl::Status status = WaitFor(stream, wait_for);
-  if (status.ok()) status = EnqueuePieces(pieces, direction, stream, kept);
+  const bool enqueued = status.ok();
+  if (enqueued) status = EnqueuePieces(pieces, direction, stream, kept);
   status.Update(Record(event, stream));
-  for (size_t i = first; i < end; ++i) {
+  for (size_t i = first; i < end && enqueued; ++i) {
     uses_.SetEvent(call.ops[i].extent, streams_[stream], /*write=*/in, event);
   }
   return status;
@@ -137,11 +138,11 @@ void DeviceLink::StageIn(const Call& call, size_t first, size_t end) {
       status = EnqueueChunk(call, first_here, cutter.end_begun(), pieces, CopyDirection::kToDevice,
                             last, &kept);
       call.batch->Mark(first_here, cutter.end_begun(), kToDevice, last);
-      EndAfter(call.batch, first, cutter.op(), last, status, std::move(kept));
+      EndAfter(call.batch, first, cutter.op(), streams_[kToDevice], last, status, std::move(kept));
       first = cutter.op();
     }
   }
-  EndAfter(call.batch, first, end, last, status, {});
+  EndAfter(call.batch, first, end, streams_[kToDevice], last, status, {});
 }
 
 // Copies a chunk out while the next ones are on their way.

@@ -10,7 +10,9 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kvcache/backends/gpu/device_kernels.h"
+#include "kvcache/backends/gpu/device_link.h"
 #include "kvcache/core/memory_space.h"
+#include "kvcache/core/paged_kv.h"
 #include "kvcache/core/storage_backend.h"
 
 namespace kvcache {
@@ -32,6 +34,24 @@ std::function<absl::Status()> CheckInside(const WriteOp& op, const std::byte* at
 std::function<absl::Status()> CheckInside(const ReadOp& op, const std::byte* at);
 std::function<absl::Status()> CheckOutside(const WriteOp& op);
 std::function<absl::Status()> CheckOutside(const ReadOp& op);
+// What a DeviceLink is asked for, without checks; with the status of ops that are not valid.
+template <typename Op>
+std::vector<DeviceLink::PagedOp> LinkOpsOf(const StorageBackend& backend, const PagedKv& kv,
+                                           absl::Span<const int32_t> page_table,
+                                           absl::Span<const Op> ops) {
+  std::vector<DeviceLink::PagedOp> link_ops;
+  for (const Op& op : ops) {
+    DeviceLink::PagedOp& link_op = link_ops.emplace_back();
+    link_op.status = ValidateOp(kv, page_table, op);
+    link_op.part = op.part;
+    link_op.extent = ExtentOf(op);
+    link_op.tokens = op.tokens;
+    if (!link_op.status.ok()) continue;
+    link_op.bytes = *kv.layout.PartBytes(op.tokens.count);
+    link_op.memory = backend.Address(ExtentOf(op)) + op.offset;
+  }
+  return link_ops;
+}
 // Of a part of `bytes` bytes at `at`.
 std::function<absl::Status()> CheckPart(const PagedWriteOp& op, const std::byte* at, size_t bytes);
 std::function<absl::Status()> CheckPart(const PagedReadOp& op, const std::byte* at, size_t bytes);

@@ -44,6 +44,10 @@ class GpuRuntime {
  public:
   virtual ~GpuRuntime() = default;
 
+  // For threads of this project's own: the calling thread works for this device alone. Calls on
+  // other threads leave their current device as it was.
+  virtual void UseThreadFor(int device) = 0;
+
   // kUnavailable rather than 0.
   virtual absl::StatusOr<int> DeviceCount() = 0;
   virtual absl::StatusOr<GpuDevice> Describe(int device) = 0;
@@ -53,7 +57,8 @@ class GpuRuntime {
   // Aligned to 256 bytes.
   virtual absl::StatusOr<std::byte*> AllocateDevice(int device, size_t bytes) = 0;
   virtual absl::Status FreeDevice(int device, std::byte* memory) = 0;
-  // Pins memory of this process, for all devices. A copy must not go over the end of what one call
+  // Pins memory of this process, for all devices, by the driver's context of the calling thread's
+  // device. A copy must not go over the end of what one call
   // registered, also when the next call's begins there.
   virtual absl::Status RegisterHost(MutableBytes memory) = 0;
   virtual absl::Status UnregisterHost(std::byte* memory) = 0;

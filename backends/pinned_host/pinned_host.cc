@@ -195,23 +195,15 @@ class PinnedHostBackend final : public StorageBackend {
     if (!status.ok()) {
       return Transfer::Completed(std::vector<absl::Status>(ops.size(), std::move(status)));
     }
-    std::vector<DeviceLink::PagedOp> link_ops;
-    for (const Op& op : ops) {
-      DeviceLink::PagedOp& link_op = link_ops.emplace_back();
-      link_op.status = ValidateOp(kv, page_table, op);
-      link_op.part = op.part;
-      link_op.extent = ExtentOf(op);
-      link_op.tokens = op.tokens;
-      if (!link_op.status.ok()) continue;
-      if (!region_->IsPinned(ExtentOf(op))) {
-        link_op.status = absl::FailedPreconditionError(
-            "the block is in memory that could not be pinned, which pages on a device cannot be "
-            "copied to or from");
-        continue;
-      }
-      link_op.bytes = *kv.layout.PartBytes(op.tokens.count);
-      link_op.memory = Address(ExtentOf(op)) + op.offset;
-      link_op.check = CheckPart(op, link_op.memory, link_op.bytes);
+    std::vector<DeviceLink::PagedOp> link_ops = LinkOpsOf(*this, kv, page_table, ops);
+    for (size_t i = 0; i < ops.size(); ++i) {
+      DeviceLink::PagedOp& op = link_ops[i];
+      if (!op.status.ok()) continue;
+      op.check = CheckPart(ops[i], op.memory, op.bytes);
+      if (region_->IsPinned(op.extent)) continue;
+      op.status = absl::FailedPreconditionError(
+          "the block is in memory that could not be pinned, which pages on a device cannot be "
+          "copied to or from");
     }
     return link->CopyPages(kv, page_table, side, /*parts_on_host=*/true, std::move(link_ops),
                            stream);
@@ -235,7 +227,8 @@ absl::StatusOr<std::unique_ptr<StorageBackend>> CreatePinnedHostBackend(
                 .chunk_bytes = options.chunk_bytes,
                 .numa_node = options.numa_node,
                 .pageable_if_refused =
-                    options.if_not_pinnable == PinnedHostOptions::IfNotPinnable::kUsePageable});
+                    options.if_not_pinnable == PinnedHostOptions::IfNotPinnable::kUsePageable,
+                .device = options.device});
   if (!region.ok()) return region.status();
   return std::make_unique<PinnedHostBackend>(options, std::move(runtime), *std::move(region));
 }

@@ -25,6 +25,10 @@ struct PinnedHostOptions {
   // choice.
   std::optional<int> numa_node = std::nullopt;
 
+  // In whose context memory is pinned, for all devices. A process that uses one device names it
+  // here: so it takes no memory for a context on another.
+  int device = 0;
+
   // What to do where memory cannot be pinned: no driver, or a limit of the system.
   enum class IfNotPinnable {
     // The first chunk: an error of Create. Later ones: the backend is as large as what was pinned,

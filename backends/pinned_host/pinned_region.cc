@@ -131,6 +131,7 @@ bool PinnedRegion::Note(size_t offset, const absl::Status& pinned) {
 }
 
 void PinnedRegion::PinRest() {
+  runtime_->UseThreadFor(options_.device);
   for (size_t offset = options_.chunk_bytes;; offset += options_.chunk_bytes) {
     {
       MutexLock lock(mu_);

@@ -24,6 +24,7 @@ struct PinnedRegionOptions {
   size_t chunk_bytes = 0;
   std::optional<int> numa_node = std::nullopt;
   bool pageable_if_refused = false;
+  int device = 0;  // in whose context it is pinned
 };
 
 // Memory that is faulted in and registered with a device's driver chunk by chunk: the first before

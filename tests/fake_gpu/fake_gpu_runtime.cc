@@ -57,7 +57,7 @@ FakeGpuRuntime::~FakeGpuRuntime() {
 bool FakeGpuRuntime::IsLost(int device) const { return lost_after_[device] <= 0; }
 
 bool FakeGpuRuntime::CanRun(const FakeStream& stream) {
-  if (stream.work.empty() || stream.busy || IsLost(stream.device)) return false;
+  if (stream.work.empty() || stream.busy || stream.held || IsLost(stream.device)) return false;
   const auto* wait = std::get_if<WaitWork>(&stream.work.front());
   if (wait == nullptr) return true;
   const auto event = events_.find(wait->event);
@@ -118,6 +118,14 @@ bool FakeGpuRuntime::Step() {
 void FakeGpuRuntime::RunAll() {
   while (Step()) {
   }
+}
+
+void FakeGpuRuntime::Hold(Stream stream, bool held) {
+  MutexLock lock(mu_);
+  FakeStream* const found = FindStream("Hold", stream.space.device, stream.handle);
+  KVCACHE_CHECK(found != nullptr, "no such stream");
+  found->held = held;
+  changed_.NotifyAll();
 }
 
 size_t FakeGpuRuntime::pending() const {

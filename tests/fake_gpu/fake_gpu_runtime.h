@@ -51,6 +51,8 @@ class FakeGpuRuntime final : public GpuRuntime {
   // Runs a step; false when no stream can go on.
   bool Step();
   void RunAll();
+  // While held, nothing on the stream runs: somebody's kernel that takes its time.
+  void Hold(Stream stream, bool held);
   // Steps and pieces that have not run.
   size_t pending() const;
 
@@ -70,6 +72,7 @@ class FakeGpuRuntime final : public GpuRuntime {
   Stream EngineStream(int device = 0);
   void Enqueue(Stream stream, std::function<void()> work);
 
+  void UseThreadFor(int device) override {}
   absl::StatusOr<int> DeviceCount() override;
   absl::StatusOr<GpuDevice> Describe(int device) override;
   absl::Status EnablePeer(int device, int peer) override;
@@ -124,6 +127,7 @@ class FakeGpuRuntime final : public GpuRuntime {
     int device;
     std::deque<Work> work;
     bool busy = false;  // runs a HostWork
+    bool held = false;
   };
   struct Memory {
     size_t bytes;

@@ -445,6 +445,29 @@ TEST_F(LatePagedCacheTest, BlocksStayUntilTheyHaveBeenLoaded) {
   EXPECT_EQ(cache_->stats().usage.bytes_in_use, 0u);
 }
 
+TEST_F(LatePagedCacheTest, WithoutDeviceMemoryToSpareKernelsReachOverTheLink) {
+  for (size_t i = 0; i < kLayers * kv_.pages * kv_.page_stride; ++i) {
+    memory_[i] = static_cast<std::byte>(i * 7 + i / 251);
+  }
+  const std::vector<std::byte> before(memory_, memory_ + kLayers * kv_.pages * kv_.page_stride);
+  // A page table and the staging of each layer, each way.
+  for (int i = 0; i < 8; ++i) {
+    gpu_->FailCall("AllocateDevice", absl::ResourceExhaustedError("injected"));
+  }
+  absl::StatusOr<PagedCache::Saved> saved = paged_->Save(prompt_, table_, stream_);
+  gpu_->RunAll();
+  ASSERT_TRUE(saved.ok() && saved->copies.Wait().ok()) << saved->copies.Wait();
+  for (int32_t page : table_) {
+    for (const PagedKv::Layer& layer : kv_.layers) {
+      std::memset(layer.k + page * kv_.page_stride, 0xEE, kv_.page_stride);
+    }
+  }
+  absl::StatusOr<PagedCache::Loaded> loaded = paged_->Load(prompt_, table_, stream_);
+  gpu_->RunAll();
+  ASSERT_TRUE(loaded.ok() && loaded->copies.Wait().ok()) << loaded->copies.Wait();
+  EXPECT_EQ(std::memcmp(memory_, before.data(), before.size()), 0);
+}
+
 TEST_F(LatePagedCacheTest, AFailedCopyLeavesNothingBehind) {
   // Of the second layer.
   gpu_->FailCall("CopyPages", absl::ResourceExhaustedError("injected"), /*skip=*/1);

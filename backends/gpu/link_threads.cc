@@ -1,0 +1,98 @@
+#include "kvcache/backends/gpu/link_threads.h"
+
+#include <system_error>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace kvcache {
+
+absl::Status LinkThreads::Start() {
+  try {
+    for (uint32_t i = 0; i < options_.workers; ++i) workers_.emplace_back([this] { Work(); });
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("threads: ", options_.workers, ": ", error.what()));
+  }
+  return absl::OkStatus();
+}
+
+LinkThreads::~LinkThreads() {
+  {
+    MutexLock lock(mu_);
+    while (!waiters_.empty()) changed_.Wait(mu_);
+    stopping_ = true;
+    changed_.NotifyAll();
+  }
+  for (std::thread& worker : workers_) worker.join();
+  MutexLock lock(mu_);
+  for (std::thread& waiter : ended_) waiter.join();
+}
+
+void LinkThreads::Run(std::function<void()> work) {
+  MutexLock lock(mu_);
+  queue_.push_back(std::move(work));
+  changed_.NotifyAll();
+}
+
+void LinkThreads::Work() {
+  options_.begin();
+  for (;;) {
+    std::function<void()> work;
+    {
+      MutexLock lock(mu_);
+      while (queue_.empty() && !stopping_) changed_.Wait(mu_);
+      if (queue_.empty()) return;
+      work = std::move(queue_.front());
+      queue_.pop_front();
+    }
+    work();
+  }
+}
+
+void LinkThreads::RunAfter(GpuStream stream, EventRef event,
+                           std::function<void(const absl::Status&)> work) {
+  std::vector<std::thread> ended;
+  {
+    MutexLock lock(mu_);
+    ended.swap(ended_);
+    Waiter& waiter = waiters_[stream];
+    waiter.queue.push_back({std::move(event), std::move(work)});
+    if (!waiter.thread.joinable()) {
+      try {
+        waiter.thread = std::thread([this, stream] { Wait(stream); });
+      } catch (const std::system_error&) {
+        // A worker waits instead: late is better than never.
+        Awaited awaited = std::move(waiter.queue.back());
+        waiters_.erase(stream);
+        queue_.push_back(
+            [this, awaited = std::move(awaited)] { awaited.work(options_.wait(*awaited.event)); });
+        changed_.NotifyAll();
+      }
+    }
+  }
+  for (std::thread& thread : ended) thread.join();
+}
+
+void LinkThreads::Wait(GpuStream stream) {
+  options_.begin();
+  for (;;) {
+    Awaited awaited;
+    {
+      MutexLock lock(mu_);
+      const auto waiter = waiters_.find(stream);
+      if (waiter->second.queue.empty()) {
+        ended_.push_back(std::move(waiter->second.thread));
+        waiters_.erase(waiter);
+        changed_.NotifyAll();
+        return;
+      }
+      awaited = std::move(waiter->second.queue.front());
+      waiter->second.queue.pop_front();
+    }
+    absl::Status fired = options_.wait(*awaited.event);
+    Run([work = std::move(awaited.work), fired = std::move(fired)] { work(fired); });
+  }
+}
+
+}  // namespace kvcache
