@@ -108,6 +108,8 @@ absl::StatusOr<PagedCache::Saved> PagedCache::Save(absl::Span<const int32_t> tok
     if (lease.ok()) {
       saved.copied_tokens += range.count;
       writes.push_back({*std::move(lease), range});
+    } else if (absl::IsInvalidArgument(lease.status()) && writes.empty()) {
+      return lease.status();  // of the options
     } else if (!absl::IsAlreadyExists(lease.status()) && !absl::IsUnavailable(lease.status())) {
       saved.stopped = lease.status();
       break;

@@ -79,7 +79,8 @@ class PagedCache {
   // work that is on `stream`; the pages must not change before the copies have ended. What they
   // hold is taken for right: after a Load() wait for its copies first, since one that ends with
   // kDataLoss has dropped the block, and this would put the wrong bytes in its place.
-  // kInvalidArgument when there are no tokens, or they are not all in pages.
+  // kInvalidArgument when there are no tokens, they are not all in pages, or Cache::Reserve() says
+  // so of the options.
   absl::StatusOr<Saved> Save(absl::Span<const int32_t> tokens, absl::Span<const int32_t> page_table,
                              Stream stream = {}, const PagedSaveOptions& options = {});
 

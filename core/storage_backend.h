@@ -125,7 +125,8 @@ class StorageBackend {
 
   // `callback` is called, once, from any thread and without locks, when the medium has failed for
   // good: from then on every call fails with what it says. Replaces the callback of an earlier
-  // call and returns when that is not running; nullptr: none. This implementation never fails.
+  // call and returns when that is not running, so a callback must not call it; nullptr: none. This
+  // implementation never fails.
   virtual void OnFailure(std::function<void(const absl::Status&)> callback) {}
 
   // What the backend says of itself: its own figures, for Cache::stats(). Never blocks for long.

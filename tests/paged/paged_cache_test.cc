@@ -292,6 +292,11 @@ TEST_P(PagedCacheTest, RefusesWhatCannotBe) {
   EXPECT_TRUE(invalid(engine.cache->Save(prompt, {0, 1}, stream_).status()));
   EXPECT_TRUE(invalid(engine.cache->Save(prompt, std::vector<int32_t>(10, 40), stream_).status()));
   EXPECT_TRUE(invalid(engine.cache->Save(prompt, std::vector<int32_t>(10, -1), stream_).status()));
+  EXPECT_TRUE(invalid(
+      engine.cache->Save(prompt, Table(engine, 40, 0), stream_, {.ttl = absl::ZeroDuration()})
+          .status()));
+  EXPECT_TRUE(invalid(
+      engine.cache->Save(prompt, Table(engine, 40, 0), stream_, {.priority = 101}).status()));
   EXPECT_TRUE(invalid(engine.cache->Load({}, {0}, stream_).status()));
   EXPECT_TRUE(invalid(engine.cache->Load(prompt, {0, 1}, stream_, 3).status()));
   EXPECT_TRUE(invalid(engine.cache->Load(prompt, {0, 77}, stream_).status()));
