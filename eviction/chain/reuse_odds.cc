@@ -53,9 +53,9 @@ int BlockClass::LevelOf(int block_class) {
 }
 
 void ReuseOdds::Fade() {
-  for (Table* table : {&lives_, &reuses_}) {
-    for (Odds& of_class : *table) {
-      for (float& count : of_class) count *= 0.5f;
+  for (Counts* counts : {&lives_, &reuses_}) {
+    for (auto& of_class : *counts) {
+      for (double& count : of_class) count *= 0.5;
     }
   }
 }
@@ -67,8 +67,8 @@ void ReuseOdds::Refresh(float mean_blocks) {
   for (int c = 0; c < BlockClass::kCount; ++c) {
     const int level = BlockClass::LevelOf(c);
     for (int b = 0; b < kBuckets; ++b) {
-      level_lives[level][b] += lives_[c][b];
-      level_reuses[level][b] += reuses_[c][b];
+      level_lives[level][b] += static_cast<float>(lives_[c][b]);
+      level_reuses[level][b] += static_cast<float>(reuses_[c][b]);
     }
   }
   for (int level = 0; level < BlockClass::kLevels; ++level) {
@@ -91,8 +91,9 @@ void ReuseOdds::Refresh(float mean_blocks) {
     const Odds& of_level = level_odds[BlockClass::LevelOf(c)];
     Odds odds;
     for (int b = 0; b < kBuckets; ++b) {
-      odds[b] = std::min(
-          0.999f, (reuses_[c][b] + level_prior * of_level[b]) / (lives_[c][b] + level_prior));
+      const auto lives = static_cast<float>(lives_[c][b]);
+      const auto reuses = static_cast<float>(reuses_[c][b]);
+      odds[b] = std::min(0.999f, (reuses + level_prior * of_level[b]) / (lives + level_prior));
     }
     ComputeValues(Smooth(odds), &values_[c]);
   }

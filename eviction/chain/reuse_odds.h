@@ -47,7 +47,7 @@ class ReuseOdds {
   ReuseOdds() { Refresh(1); }
 
   void CountReached(int block_class, int bucket, int blocks) {
-    lives_[block_class][bucket] += static_cast<float>(blocks);
+    lives_[block_class][bucket] += blocks;
   }
   void CountReuse(int block_class, int bucket) { reuses_[block_class][bucket] += 1; }
 
@@ -60,15 +60,16 @@ class ReuseOdds {
   void Fade();
 
  private:
-  using Table = std::array<std::array<float, kBuckets>, BlockClass::kCount>;
   using Odds = std::array<float, kBuckets>;
+  // Doubles: a float would not grow beyond 2^24 by ones.
+  using Counts = std::array<std::array<double, kBuckets>, BlockClass::kCount>;
 
   static Odds Smooth(const Odds& odds);
   static void ComputeValues(const Odds& odds, Odds* values);
 
-  Table lives_ = {};
-  Table reuses_ = {};
-  Table values_;
+  Counts lives_ = {};
+  Counts reuses_ = {};
+  std::array<Odds, BlockClass::kCount> values_;
 };
 
 }  // namespace kvcache::chain

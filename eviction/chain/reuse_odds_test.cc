@@ -177,5 +177,19 @@ TEST(ReuseOddsTest, AgreesWithTheModel) {
   }
 }
 
+TEST(ReuseOddsTest, CountsWithoutEnd) {
+  // In a cache of many blocks, counts fade late.
+  constexpr int kMany = 1 << 26;
+  ReuseOdds odds;
+  odds.CountReached(0, 0, kMany);
+  for (int i = 0; i < kMany / 2; ++i) odds.CountReuse(0, 0);
+  odds.Refresh(kMean);
+  ReuseOdds fewer;
+  fewer.CountReached(0, 0, kMany / 64);
+  for (int i = 0; i < kMany / 128; ++i) fewer.CountReuse(0, 0);
+  fewer.Refresh(kMean);
+  EXPECT_NEAR(odds.ValueOf(0, 0) / fewer.ValueOf(0, 0), 1, 0.02);
+}
+
 }  // namespace
 }  // namespace kvcache::chain
