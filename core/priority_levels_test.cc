@@ -164,7 +164,7 @@ TEST(PriorityLevelsRequestTest, OnlyThePolicyOfItsPriorityMayFindANewcomerWorthL
   ASSERT_TRUE(levels.AddLevel(9, std::move(owned)).ok());
   EXPECT_EQ(levels.Victim({.bytes = 5}).kind, VictimResult::Kind::kRefuse);
   EXPECT_EQ(normal.newcomer_bytes, 5u);
-  levels.Bypassed({{1}}, {});
+  levels.Bypassed({1}, {});
   EXPECT_THAT(normal.bypassed, ElementsAre(1));
   EXPECT_THAT(high.bypassed, ElementsAre());
   levels.Victim({.bytes = 5, .priority = 9});

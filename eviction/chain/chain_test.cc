@@ -35,7 +35,7 @@ class ChainTest : public testing::Test {
   void TeachThatUsedBlocksComeBack() {
     policy_->Admit(kSlots - 1, {.key_hash = 1, .bytes = 1});
     for (uint64_t i = 0; i < 20'000; ++i) {
-      policy_->Miss({{1'000'000 + i}}, {.chain_blocks = 3});
+      policy_->Miss({1'000'000 + i}, {.chain_blocks = 3});
       if (i % 4 == 0) policy_->Touch({kSlots - 1}, {.chain_blocks = 3});
     }
     policy_->Remove(kSlots - 1, RemoveReason::kErased);
@@ -96,7 +96,7 @@ TEST_F(ChainTest, WhatWasRefusedBeforeIsNoLongerNew) {
   for (Slot slot = 0; slot < 8; ++slot) Return(slot, 100 + slot, 1);
   const EntryInfo newcomer = {.key_hash = 999, .bytes = 1};
   ASSERT_EQ(policy_->Victim(newcomer).kind, VictimResult::Kind::kRefuse);
-  policy_->Bypassed({{999}}, {});
+  policy_->Bypassed({999}, {});
   EXPECT_EQ(policy_->Victim(newcomer).kind, VictimResult::Kind::kSlot);
 }
 
