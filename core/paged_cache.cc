@@ -174,11 +174,6 @@ absl::StatusOr<uint32_t> PagedCache::Lookup(absl::Span<const int32_t> tokens) co
 absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> tokens,
                                                     absl::Span<const int32_t> page_table,
                                                     Stream stream, uint32_t first_token) {
-  if (first_token % options_.tokens_per_block != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("first_token: ", first_token,
-                                                   " is not a multiple of tokens_per_block, ",
-                                                   options_.tokens_per_block));
-  }
   if (first_token > tokens.size()) {
     return absl::InvalidArgumentError(
         absl::StrCat("first_token: ", first_token, " of ", tokens.size(), " tokens"));
@@ -187,19 +182,21 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
   const absl::StatusOr<std::vector<BlockKey>> keys = KeysOf(tokens, most_tokens);
   if (!keys.ok()) return keys.status();
   Loaded loaded = {.tokens = first_token};
-  if (keys->empty()) return loaded;
-  const size_t in_blocks =
-      std::min<size_t>(tokens.size(), keys->size() * options_.tokens_per_block);
-  absl::Status in_pages = ValidateTokens(pages_, page_table, {0, static_cast<uint32_t>(in_blocks)});
+  const auto in_blocks = static_cast<uint32_t>(
+      std::min<size_t>(tokens.size(), keys->size() * options_.tokens_per_block));
+  if (in_blocks <= first_token) return loaded;
+  absl::Status in_pages =
+      ValidateTokens(pages_, page_table, {first_token, in_blocks - first_token});
   if (!in_pages.ok()) return in_pages;
 
   PrefixMatch match = cache_.Match({.ns = ns_,
                                     .keys = *keys,
                                     .tokens_per_block = options_.tokens_per_block,
-                                    .tokens = static_cast<uint32_t>(in_blocks)});
+                                    .tokens = in_blocks});
   loaded.tokens = std::max(match.tokens, first_token);
-  const size_t first_block = first_token / options_.tokens_per_block;
-  const size_t blocks = match.blocks.size() - std::min(first_block, match.blocks.size());
+  const size_t first_block =
+      match.tokens > first_token ? first_token / options_.tokens_per_block : match.blocks.size();
+  const size_t blocks = match.blocks.size() - first_block;
   std::vector<PagedReadOp> ops;
   ops.reserve(blocks * pages_.layout.layers);
   std::vector<Slot> slots;
@@ -220,7 +217,8 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
       const ReadLease& lease = match.blocks[block];
       const size_t part_bytes = lease.bytes_ / lease.parts_;
       ops.push_back({lease.extent_, layer * part_bytes, layer, TokensOf(block, in_blocks),
-                     lease.checksums_ == nullptr ? 0 : lease.checksums_[layer]});
+                     lease.checksums_ == nullptr ? 0 : lease.checksums_[layer],
+                     block == first_block ? first_token % options_.tokens_per_block : 0});
     }
   }
   if (!ops.empty()) {

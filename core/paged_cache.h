@@ -96,14 +96,12 @@ class PagedCache {
     // `first_token` on may be used: compute it, or Load() again, which finds what is left.
     Transfer copies = {};
   };
-  // Loads what there is of the prompt's beginning, as much as the page table has pages for, block
-  // by block, behind the work that is on `stream`. The engine has what is before `first_token`
-  // already; an engine that has more than that, but not the whole block, gets those tokens again,
-  // so that their pages should not be in use. Only bytes of tokens from `first_token` on are
-  // written. kInvalidArgument when there are no tokens, first_token is not a multiple of
-  // tokens_per_block or behind the last token, or a page, of whatever token, is not one of the
-  // engine's; kFailedPrecondition when somebody has put a block of another size, or of other parts
-  // than one for each layer, under a key of the prompt.
+  // Loads what there is of the prompt's beginning, as much as the page table has pages for, behind
+  // the work that is on `stream`. The engine has what is before `first_token` already: nothing of
+  // it is written, and its pages need not be in the table. kInvalidArgument when there are no
+  // tokens, first_token is behind the last one, or a page of a token from there on is not one of
+  // the engine's; kFailedPrecondition when somebody has put a block of another size, or of other
+  // parts than one for each layer, under a key of the prompt.
   absl::StatusOr<Loaded> Load(absl::Span<const int32_t> tokens,
                               absl::Span<const int32_t> page_table, Stream stream = {},
                               uint32_t first_token = 0);

@@ -111,10 +111,10 @@ void ForRuns(const PagedKv& kv, absl::Span<const int32_t> page_table, TokenRange
 
 template <bool kGather>
 void CopyTensors(const PagedKv& kv, absl::Span<const int32_t> page_table, TokenRange tokens,
-                 absl::Span<std::byte* const> tensors, std::byte* dense) {
+                 absl::Span<std::byte* const> tensors, std::byte* dense, size_t dense_stride) {
   RunCopier copier;
   ForRuns<kGather>(
-      kv, page_table, tokens, tensors, dense, tokens.count * RowBytes(kv),
+      kv, page_table, tokens, tensors, dense, dense_stride,
       [&](std::byte* to, const std::byte* from, size_t bytes) { copier.Add(to, from, bytes); });
   copier.Finish();
 }
@@ -137,7 +137,7 @@ void CopyAndSumTensor(const PagedKv& kv, absl::Span<const int32_t> page_table, T
     const ConstBytes piece(dense + done * row, count * row);
     if (!kGather) sum->Update(piece);
     CopyTensors<kGather>(kv, page_table, {tokens.first + done, count}, {&tensor, 1},
-                         dense + done * row);
+                         dense + done * row, 0);
     if (kGather) sum->Update(piece);
     done += count;
   }
@@ -145,17 +145,21 @@ void CopyAndSumTensor(const PagedKv& kv, absl::Span<const int32_t> page_table, T
 
 template <bool kGather>
 void CopyPart(const PagedKv& kv, absl::Span<const int32_t> page_table, uint32_t layer,
-              TokenRange tokens, std::byte* part, uint64_t* checksum) {
+              TokenRange tokens, uint32_t skip_tokens, std::byte* part, uint64_t* checksum) {
   std::byte* const tensors[] = {kv.layers[layer].k, kv.layers[layer].v};
   const size_t count = tensors[1] == nullptr ? 1 : 2;
+  const size_t dense_stride = tokens.count * RowBytes(kv);
+  const size_t skip_bytes = skip_tokens * RowBytes(kv);
+  const TokenRange copied = {tokens.first + skip_tokens, tokens.count - skip_tokens};
   if (checksum == nullptr) {
-    CopyTensors<kGather>(kv, page_table, tokens, absl::MakeSpan(tensors, count), part);
+    CopyTensors<kGather>(kv, page_table, copied, absl::MakeSpan(tensors, count), part + skip_bytes,
+                         dense_stride);
     return;
   }
   Checksum sum;
-  for (size_t i = 0; i < count; ++i) {
-    CopyAndSumTensor<kGather>(kv, page_table, tokens, tensors[i],
-                              part + i * tokens.count * RowBytes(kv), &sum);
+  for (size_t i = 0; i < count; ++i, part += dense_stride) {
+    sum.Update({part, skip_bytes});
+    CopyAndSumTensor<kGather>(kv, page_table, copied, tensors[i], part + skip_bytes, &sum);
   }
   *checksum = sum.Value();
 }
@@ -222,12 +226,14 @@ absl::Status ValidateTokens(const PagedKv& kv, absl::Span<const int32_t> page_ta
 
 void GatherPart(const PagedKv& kv, absl::Span<const int32_t> page_table, uint32_t layer,
                 TokenRange tokens, std::byte* part, uint64_t* checksum) {
-  CopyPart<true>(kv, page_table, layer, tokens, part, checksum);
+  CopyPart<true>(kv, page_table, layer, tokens, 0, part, checksum);
 }
 
 void ScatterPart(const PagedKv& kv, absl::Span<const int32_t> page_table, uint32_t layer,
-                 TokenRange tokens, const std::byte* part, uint64_t* checksum) {
-  CopyPart<false>(kv, page_table, layer, tokens, const_cast<std::byte*>(part), checksum);
+                 TokenRange tokens, const std::byte* part, uint64_t* checksum,
+                 uint32_t skip_tokens) {
+  CopyPart<false>(kv, page_table, layer, tokens, skip_tokens, const_cast<std::byte*>(part),
+                  checksum);
 }
 
 }  // namespace kvcache

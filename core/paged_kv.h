@@ -70,12 +70,14 @@ absl::Status ValidateTokens(const PagedKv& kv, absl::Span<const int32_t> page_ta
 // Between the pages and a part of a block of tokens.count tokens (see KvLayout: K, then V, each
 // [tokens, kv_heads, head_dim]). On this processor: all memory must be the host's. The bytes go
 // past the caches. Unless `checksum` is null it is set to that of the part (core/checksum.h), which
-// costs less than a second pass. REQUIRES: kv.Validate() and ValidateTokens(); layer <
+// costs less than a second pass. The first skip_tokens tokens of a part stay out of the pages.
+// REQUIRES: kv.Validate(); ValidateTokens() of what is copied; skip_tokens < tokens.count; layer <
 // kv.layout.layers.
 void GatherPart(const PagedKv& kv, absl::Span<const int32_t> page_table, uint32_t layer,
                 TokenRange tokens, std::byte* part, uint64_t* checksum = nullptr);
 void ScatterPart(const PagedKv& kv, absl::Span<const int32_t> page_table, uint32_t layer,
-                 TokenRange tokens, const std::byte* part, uint64_t* checksum = nullptr);
+                 TokenRange tokens, const std::byte* part, uint64_t* checksum = nullptr,
+                 uint32_t skip_tokens = 0);
 
 }  // namespace kvcache
 

@@ -37,13 +37,23 @@ absl::Status Validate(const char* side, const Extent& extent, const Op& op, cons
 
 template <typename Op>
 absl::Status ValidatePaged(const char* side, const PagedKv& kv,
-                           absl::Span<const int32_t> page_table, const Op& op,
+                           absl::Span<const int32_t> page_table, const Op& op, uint32_t skip_tokens,
                            const Extent& extent) {
   if (op.part >= kv.layout.layers) {
     return absl::InvalidArgumentError(
         absl::StrCat(side, ": part ", op.part, " of ", kv.layout.layers, " layers"));
   }
-  if (absl::Status status = ValidateTokens(kv, page_table, op.tokens); !status.ok()) return status;
+  TokenRange copied = op.tokens;
+  if (skip_tokens > 0) {
+    if (skip_tokens >= copied.count ||
+        __builtin_add_overflow(copied.first, skip_tokens, &copied.first)) {
+      return absl::InvalidArgumentError(absl::StrCat(side, ": skip_tokens ", skip_tokens, " of ",
+                                                     op.tokens.count, " tokens from ",
+                                                     op.tokens.first, " on"));
+    }
+    copied.count -= skip_tokens;
+  }
+  if (absl::Status status = ValidateTokens(kv, page_table, copied); !status.ok()) return status;
   const absl::StatusOr<size_t> bytes = kv.layout.PartBytes(op.tokens.count);
   if (!bytes.ok()) return bytes.status();
   if (op.offset <= extent.size && *bytes <= extent.size - op.offset) return absl::OkStatus();
@@ -90,12 +100,12 @@ absl::Status ValidateOp(const ReadOp& op) {
 
 absl::Status ValidateOp(const PagedKv& kv, absl::Span<const int32_t> page_table,
                         const PagedWriteOp& op) {
-  return ValidatePaged("write", kv, page_table, op, op.destination);
+  return ValidatePaged("write", kv, page_table, op, 0, op.destination);
 }
 
 absl::Status ValidateOp(const PagedKv& kv, absl::Span<const int32_t> page_table,
                         const PagedReadOp& op) {
-  return ValidatePaged("read", kv, page_table, op, op.source);
+  return ValidatePaged("read", kv, page_table, op, op.skip_tokens, op.source);
 }
 
 // --- Pages in host memory
@@ -133,7 +143,7 @@ Transfer StorageBackend::ReadPages(const PagedKv& kv, absl::Span<const int32_t> 
     if (InHostMemory(traits())) {
       uint64_t sum = 0;
       ScatterPart(kv, page_table, op.part, op.tokens, Address(op.source) + op.offset,
-                  op.checksum == 0 ? nullptr : &sum);
+                  op.checksum == 0 ? nullptr : &sum, op.skip_tokens);
       if (sum == op.checksum) return absl::OkStatus();
       return absl::DataLossError("the bytes are not those that were written");
     }
@@ -142,7 +152,9 @@ Transfer StorageBackend::ReadPages(const PagedKv& kv, absl::Span<const int32_t> 
     const ReadOp read = {op.source, op.offset, {&destination, 1},
                          {},        op.part,   {&op.checksum, size_t{op.checksum == 0 ? 0u : 1u}}};
     absl::Status status = Read({&read, 1}, stream).Wait();
-    if (status.ok()) ScatterPart(kv, page_table, op.part, op.tokens, buffer.data());
+    if (status.ok()) {
+      ScatterPart(kv, page_table, op.part, op.tokens, buffer.data(), nullptr, op.skip_tokens);
+    }
     return status;
   });
 }

@@ -70,7 +70,8 @@ struct PagedReadOp {
   size_t offset = 0;
   uint32_t part = 0;
   TokenRange tokens = {};
-  uint64_t checksum = 0;
+  uint64_t checksum = 0;     // of the whole part
+  uint32_t skip_tokens = 0;  // leading ones, below tokens.count, whose pages stay as they are
 };
 
 // Holds extents of bytes and copies to and from them. It knows nothing of keys, leases or eviction;
@@ -108,11 +109,11 @@ class StorageBackend {
   virtual Transfer Read(absl::Span<const ReadOp> ops, Stream stream) = 0;
 
   // The same from and to an engine's pages. All ops end with kInvalidArgument when `kv` is not
-  // valid or the backend cannot reach its memory; one does when its tokens are not in the page
-  // table, its part is none of the layers, or its bytes not in the extent. Read before the call
-  // returns: `kv`, the page table and the ops. This implementation is for pages in host memory, and
-  // has ended when it returns; where this processor cannot reach the extents, it goes through
-  // Write() and Read().
+  // valid or the backend cannot reach its memory; one does when the tokens to copy are not in the
+  // page table, its part is none of the layers, or its bytes not in the extent. Read before the
+  // call returns: `kv`, the page table and the ops. This implementation is for pages in host
+  // memory, and has ended when it returns; where this processor cannot reach the extents, it goes
+  // through Write() and Read().
   virtual Transfer WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
                               absl::Span<const PagedWriteOp> ops, Stream stream);
   virtual Transfer ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,

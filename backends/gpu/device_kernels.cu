@@ -73,7 +73,7 @@ struct ByPointer {
 
 struct ByValue {
   static constexpr uint32_t kMostParts = 64;
-  static constexpr uint32_t kMostPages = 640;
+  static constexpr uint32_t kMostPages = 512;
 
   PartOfTokens parts[kMostParts];
   const int32_t* page_table;  // null: here

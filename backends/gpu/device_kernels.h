@@ -14,11 +14,13 @@ struct CopyPiece {
   size_t bytes;
 };
 
-// A part of a block of `tokens` tokens, which are those from first_token on of a sequence.
+// Of a part of a block of part_tokens tokens: `tokens` of them, which are those from first_token on
+// of a sequence.
 struct PartOfTokens {
-  std::byte* part;
+  std::byte* k;  // of the first one; its V is part_tokens tokens behind that
   uint32_t first_token;
   uint32_t tokens;
+  uint32_t part_tokens;
 };
 
 // A copy of one layer between its pages (see core/paged_kv.h) and parts of blocks.
@@ -34,8 +36,8 @@ struct PagedCopy {
   const int32_t* page_table;  // best on the device
   const PartOfTokens* parts;  // [num_parts], in host memory that the device reaches
   uint32_t num_parts;
-  uint32_t most_tokens;  // of any part
-  uint32_t alignment;    // a power of two: all parts are at multiples of it
+  uint32_t most_tokens;  // of any
+  uint32_t alignment;    // a power of two: all parts begin at multiples of it
   // The page table once more, where this processor can read it: one that is short then goes with
   // the launch, and the kernel has not to wait for it. Null: it cannot.
   const int32_t* host_page_table = nullptr;

@@ -100,6 +100,7 @@ class DeviceLink {
     uint32_t part = 0;  // the layer
     Extent extent = {};
     TokenRange tokens = {};
+    uint32_t skip_tokens = 0;     // of these, the first, which are not copied to pages
     std::byte* memory = nullptr;  // of the part
     size_t bytes = 0;
     std::function<absl::Status()> check = {};

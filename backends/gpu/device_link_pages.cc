@@ -39,16 +39,20 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
   const StreamNumber parts_stream = stage ? link_stream : pages_stream;
 
   PartOfTokens* const parts = call.parts + first;
+  const uint32_t row_bytes =
+      static_cast<uint32_t>(call.kv.layout.head_dim * DTypeSize(call.kv.layout.dtype));
+  const size_t token_bytes = size_t{call.kv.layout.kv_heads} * row_bytes;
   size_t bytes = 0;
   uint32_t most_tokens = 0;
   uintptr_t addresses = 16;
   for (size_t i = first; i < end; ++i) {
     const PagedOp& op = call.ops[i];
-    call.parts[i] = {op.memory, op.tokens.first, op.tokens.count};
+    call.parts[i] = {op.memory + op.skip_tokens * token_bytes, op.tokens.first + op.skip_tokens,
+                     op.tokens.count - op.skip_tokens, op.tokens.count};
     addresses |= reinterpret_cast<uintptr_t>(op.memory);
     addresses |= op.bytes;  // in the staging, parts follow each other
     bytes += op.bytes;
-    most_tokens = std::max(most_tokens, op.tokens.count);
+    most_tokens = std::max(most_tokens, call.parts[i].tokens);
   }
   const PagedKv::Layer& layer = call.kv.layers[call.ops[first].part];
   const PagedCopy copy = {
@@ -57,7 +61,7 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
       .page_stride = call.kv.page_stride,
       .page_tokens = call.kv.page_tokens,
       .heads = call.kv.layout.kv_heads,
-      .row_bytes = static_cast<uint32_t>(call.kv.layout.head_dim * DTypeSize(call.kv.layout.dtype)),
+      .row_bytes = row_bytes,
       .head_token_dim = call.kv.order == PagedKv::Order::kHeadTokenDim,
       .to_pages = !gather,
       .page_table = reinterpret_cast<const int32_t*>(call.table.to),
@@ -90,7 +94,7 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
         const PagedOp& op = call.ops[i];
         pieces.push_back(gather ? CopyPiece{op.memory, at, op.bytes}
                                 : CopyPiece{at, op.memory, op.bytes});
-        call.parts[i].part = at;
+        call.parts[i].k = at + op.skip_tokens * token_bytes;
         at += op.bytes;
       }
     }

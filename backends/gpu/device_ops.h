@@ -21,6 +21,8 @@ inline const Extent& ExtentOf(const WriteOp& op) { return op.destination; }
 inline const Extent& ExtentOf(const ReadOp& op) { return op.source; }
 inline const Extent& ExtentOf(const PagedWriteOp& op) { return op.destination; }
 inline const Extent& ExtentOf(const PagedReadOp& op) { return op.source; }
+inline uint32_t SkipTokensOf(const PagedWriteOp&) { return 0; }
+inline uint32_t SkipTokensOf(const PagedReadOp& op) { return op.skip_tokens; }
 inline const MemorySpace& SpaceOf(const WriteOp& op) { return op.source_space; }
 inline const MemorySpace& SpaceOf(const ReadOp& op) { return op.destination_space; }
 
@@ -46,6 +48,7 @@ std::vector<DeviceLink::PagedOp> LinkOpsOf(const StorageBackend& backend, const 
     link_op.part = op.part;
     link_op.extent = ExtentOf(op);
     link_op.tokens = op.tokens;
+    link_op.skip_tokens = SkipTokensOf(op);
     if (!link_op.status.ok()) continue;
     link_op.bytes = *kv.layout.PartBytes(op.tokens.count);
     link_op.memory = backend.Address(ExtentOf(op)) + op.offset;

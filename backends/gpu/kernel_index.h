@@ -190,7 +190,7 @@ inline PagedShape ShapeOf(const PagedCopy& copy) {
           Divisor::Of(copy.page_tokens)};
 }
 
-// Of the K, or the V, of a part.
+// Of `tokens` tokens, K or V.
 KVCACHE_HOST_DEVICE uint32_t UnitsOfTensor(const PagedShape& shape, uint32_t tokens) {
   return tokens * shape.by_token.divisor;
 }
@@ -247,8 +247,9 @@ KVCACHE_DEVICE void CopyTile(const PagedCopy& copy, const PagedShape& shape,
                              uint32_t thread, const Access& access) {
   using Unit = typename Access::Unit;
   const bool two = copy.v != nullptr;
-  std::byte* const dense_k = part.part;
-  std::byte* const dense_v = dense_k + size_t{UnitsOfTensor(shape, part.tokens)} * sizeof(Unit);
+  std::byte* const dense_k = part.k;
+  std::byte* const dense_v =
+      dense_k + size_t{UnitsOfTensor(shape, part.part_tokens)} * sizeof(Unit);
   Unit k[kInFlight];
   Unit v[kInFlight];
   size_t in_pages[kInFlight];

@@ -81,6 +81,7 @@ struct EnginePages {
     return part;
   }
   size_t PartBytes(uint32_t tokens) const { return *kv.layout.PartBytes(tokens); }
+  size_t Tensors() const { return kv.layers[0].v == nullptr ? 1 : 2; }
 };
 
 uint64_t SumOf(const std::string& bytes) {
@@ -164,8 +165,12 @@ TEST_P(BackendConformanceTest, PartsOfBlocksAreScatteredIntoPages) {
       for (size_t i = 0; i < 2; ++i) {
         const size_t bytes = pages.PartBytes(kBlocks[i].count);
         const std::string part = blocks[i].substr(layer * bytes, bytes);
-        ops.push_back({extents[i], layer * bytes, layer, kBlocks[i], layer == 1 ? 0 : SumOf(part)});
+        const auto skip = static_cast<uint32_t>(layer + i);
+        ops.push_back(
+            {extents[i], layer * bytes, layer, kBlocks[i], layer == 1 ? 0 : SumOf(part), skip});
+        const size_t token_bytes = pages.PartBytes(1) / pages.Tensors();
         pages.ForBytes(layer, kBlocks[i], [&](std::byte& at, size_t place) {
+          if (place / token_bytes % kBlocks[i].count < skip) return;
           expected[reinterpret_cast<char*>(&at) - pages.memory.data()] = part[place];
         });
       }
@@ -225,6 +230,7 @@ TEST_P(BackendConformanceTest, PagedOpsThatCannotBeAreRefusedAlone) {
     size_t offset;
     uint32_t part;
     TokenRange tokens;
+    uint32_t skip_tokens = 0;
   };
   const Case cases[] = {
       {0, kLayers, {0, 8}},                  // no such layer
@@ -236,11 +242,16 @@ TEST_P(BackendConformanceTest, PagedOpsThatCannotBeAreRefusedAlone) {
       {0, 0, {19, 2}},  // not in the table
       {0, 0, {0xffffffff, 8}},
   };
+  const Case skipping[] = {
+      {0, 0, {0, 8}, 8}, {0, 0, {0, 8}, 9}, {0, 0, {0xffffffff, 8}, 1}, {0, 0, {12, 8}, 3}};
   std::vector<PagedWriteOp> writes = {{other, 0, 1, {0, 8}}};
   std::vector<PagedReadOp> reads = {{other, 0, 1, {0, 8}}};
   for (const Case& c : cases) {
     writes.push_back({extent, c.offset, c.part, c.tokens});
     reads.push_back({extent, c.offset, c.part, c.tokens});
+  }
+  for (const Case& c : skipping) {
+    reads.push_back({extent, c.offset, c.part, c.tokens, 0, c.skip_tokens});
   }
   std::string expected = pages.memory;
   const Transfer written = backend().WritePages(pages.kv, pages.table, writes, Stream::None());

@@ -82,7 +82,7 @@ Copy MakeCopy(const PagedReadOp& op, const std::shared_ptr<const Pages>& pages) 
   const size_t bytes = *pages->kv.layout.PartBytes(op.tokens.count);
   return {false, op.source, begin, begin + bytes, [op, pages, bytes](std::byte* at) {
             if (op.checksum != 0 && op.checksum != ChecksumOf({at, bytes})) return CorruptBytes();
-            ScatterPart(pages->kv, pages->table, op.part, op.tokens, at);
+            ScatterPart(pages->kv, pages->table, op.part, op.tokens, at, nullptr, op.skip_tokens);
             return absl::OkStatus();
           }};
 }

@@ -148,12 +148,16 @@ void FakeGpuRuntime::RunPages(int device, const PagedCopy& copy) {
   const size_t row = copy.row_bytes;
   for (uint32_t i = 0; i < copy.num_parts; ++i) {
     const PartOfTokens& part = copy.parts[i];
-    const size_t tensor_bytes = row * copy.heads * part.tokens;
+    const size_t token_bytes = row * copy.heads;
+    const size_t tensor_bytes = token_bytes * part.part_tokens;
     const size_t tensors = copy.v == nullptr ? 1 : 2;
     if (part.tokens > copy.most_tokens) {
       violations_.push_back("pages: a part of more than most_tokens");
     }
-    if (!CheckReach("pages", device, part.part, tensors * tensor_bytes)) return;
+    if (!CheckReach("pages", device, part.k,
+                    (tensors - 1) * tensor_bytes + part.tokens * token_bytes)) {
+      return;
+    }
     for (uint32_t t = 0; t < part.tokens; ++t) {
       const uint32_t token = part.first_token + t;
       const int32_t* const page = copy.page_table + token / copy.page_tokens;
@@ -167,8 +171,7 @@ void FakeGpuRuntime::RunPages(int device, const PagedCopy& copy) {
           std::byte* const paged =
               at + row * (copy.head_token_dim ? head * copy.page_tokens + in_page
                                               : in_page * copy.heads + head);
-          std::byte* const dense =
-              part.part + tensor * tensor_bytes + row * (size_t{t} * copy.heads + head);
+          std::byte* const dense = part.k + tensor * tensor_bytes + t * token_bytes + head * row;
           if (!CheckReach("pages", device, paged, row)) return;
           std::memcpy(copy.to_pages ? paged : dense, copy.to_pages ? dense : paged, row);
         }

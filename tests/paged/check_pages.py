@@ -7,7 +7,7 @@ import sys
 
 
 def places(case):
-    """Where each byte of a part is in the memory of the pages, in the order of the part."""
+    """Where each byte of a part is in the memory of the pages, and its token, in their order."""
     row = case["row_bytes"]
     for tensor in (0, case["v_at"]):
         if tensor is None:  # a latent layout has no V
@@ -20,17 +20,19 @@ def places(case):
                 else:
                     index = in_page * case["heads"] + head
                 begin = tensor + case["table"][page] * case["page_stride"] + index * row
-                yield from range(begin, begin + row)
+                for place in range(begin, begin + row):
+                    yield place, token
 
 
 def check(case):
     memory, gathered, part, scattered = (
         bytearray.fromhex(case[name]) for name in ("memory", "gathered", "part", "scattered"))
     order = list(places(case))
-    if bytes(memory[place] for place in order) != gathered:
+    if bytes(memory[place] for place, _ in order) != gathered:
         return "gathered other bytes"
-    for place, byte in zip(order, part):
-        memory[place] = byte
+    for (place, token), byte in zip(order, part):
+        if token >= case["first"] + case["skip"]:
+            memory[place] = byte
     return None if memory == scattered else "scattered other bytes"
 
 

@@ -188,7 +188,7 @@ class RandomCopiesTest : public DeferredCopiesTest, public testing::WithParamInt
     }
     Fill(place, kBefore);
     const uint32_t most = static_cast<uint32_t>(prompt.size()) / kBlockTokens;
-    const uint32_t first = kBlockTokens * (random_() % (std::min(most, 2u) + 1));
+    const uint32_t first = random_() % (kBlockTokens * std::min(most, 2u) + 1);
     absl::StatusOr<PagedCache::Loaded> loaded = paged_->Load(prompt, Table(place), {}, first);
     ASSERT_TRUE(loaded.ok()) << loaded.status();
     under_way_.push_back({place, prompt, true, first, loaded->tokens, std::move(loaded->copies)});

@@ -245,16 +245,23 @@ TEST_P(PagedCacheTest, LoadsFromATokenOnAndAsMuchAsThereArePagesFor) {
   Engine& engine = MakeEngine(4, PagedKv::Order::kTokenHeadDim);
   const std::vector<int32_t> prompt = Prompt(40);
   ASSERT_TRUE(Save(engine, prompt, Table(engine, 40, 0)).copies.Wait().ok());
-  // Room for 28 tokens, so for three blocks, the first of which is there.
-  std::vector<int32_t> table = Table(engine, 28, 20);
-  const std::vector<int32_t> before(prompt.size(), 9);
-  Compute(engine, std::vector<int32_t>(before.begin(), before.begin() + 28), table);
-  const PagedCache::Loaded loaded = Load(engine, prompt, table, 8);
-  EXPECT_EQ(loaded.tokens, 24u);
-  EXPECT_EQ(loaded.copies.size(), 2 * kLayers);
-  ASSERT_TRUE(loaded.copies.Wait().ok());
-  EXPECT_TRUE(Right(engine, {prompt.begin(), prompt.begin() + 24}, table, 8));
-  EXPECT_TRUE(Right(engine, {before.begin(), before.begin() + 8}, table)) << "written before it";
+  // Room for 28 tokens, so for three blocks.
+  const std::vector<int32_t> table = Table(engine, 28, 20);
+  const std::vector<int32_t> before(28, 9);
+  for (uint32_t first = 0; first <= 40; ++first) {
+    SCOPED_TRACE(first);
+    Compute(engine, before, table);
+    std::vector<int32_t> rest = table;
+    for (uint32_t page = 0; page < std::min(first / 4, 7u); ++page) rest[page] = -1;
+    const PagedCache::Loaded loaded = Load(engine, prompt, rest, first);
+    EXPECT_EQ(loaded.tokens, std::max(first, 24u));
+    EXPECT_EQ(loaded.copies.size(), first >= 24 ? 0 : (3 - first / 8) * kLayers);
+    ASSERT_TRUE(loaded.copies.Wait().ok()) << loaded.copies.Wait();
+    EXPECT_TRUE(Right(engine, {prompt.begin(), prompt.begin() + 24}, table, first));
+    const uint32_t had = std::min(first, 24u);
+    EXPECT_TRUE(Right(engine, {before.begin(), before.begin() + had}, table)) << "written before";
+    EXPECT_TRUE(Right(engine, before, table, 24)) << "written behind";
+  }
 }
 
 TEST_P(PagedCacheTest, AShortLastBlockIsSavedUnlessItIsNotWanted) {
@@ -298,7 +305,7 @@ TEST_P(PagedCacheTest, RefusesWhatCannotBe) {
   EXPECT_TRUE(invalid(
       engine.cache->Save(prompt, Table(engine, 40, 0), stream_, {.priority = 101}).status()));
   EXPECT_TRUE(invalid(engine.cache->Load({}, {0}, stream_).status()));
-  EXPECT_TRUE(invalid(engine.cache->Load(prompt, {0, 1}, stream_, 3).status()));
+  EXPECT_TRUE(invalid(engine.cache->Load(prompt, {0, 1}, stream_, 41).status()));
   EXPECT_TRUE(invalid(engine.cache->Load(prompt, {0, 77}, stream_).status()));
   EXPECT_EQ(engine.cache->Load(prompt, {}, stream_)->tokens, 0u);
   EXPECT_TRUE(invalid(engine.cache->Lookup({}).status()));

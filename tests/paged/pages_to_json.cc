@@ -72,16 +72,19 @@ void WriteCase(uint32_t page_tokens) {
   std::vector<std::byte> gathered(*kv.layout.PartBytes(count));
   kvcache::GatherPart(kv, table, 0, {first, count}, gathered.data());
   const std::vector<std::byte> part = RandomBytes(gathered.size());
-  kvcache::ScatterPart(kv, table, 0, {first, count}, part.data());
+  const uint32_t skip = Random(2) == 0 ? 0 : Random(count);
+  uint64_t sum = 0;
+  kvcache::ScatterPart(kv, table, 0, {first, count}, part.data(), Random(2) == 0 ? nullptr : &sum,
+                       skip);
   std::puts(absl::StrCat("{\"page_tokens\": ", page_tokens, ", \"page_stride\": ", kv.page_stride,
                          ", \"v_at\": ", latent ? "null" : absl::StrCat(v_at),
                          ", \"heads\": ", kv.layout.kv_heads,
                          ", \"row_bytes\": ", kv.layout.head_dim * element, ", \"head_major\": ",
                          kv.order == PagedKv::Order::kHeadTokenDim ? "true" : "false",
                          ", \"table\": [", absl::StrJoin(table, ", "), "], \"first\": ", first,
-                         ", \"count\": ", count, ",\n \"memory\": \"", Hex(before),
-                         "\",\n \"gathered\": \"", Hex(gathered), "\",\n \"part\": \"", Hex(part),
-                         "\",\n \"scattered\": \"", Hex(memory), "\"}")
+                         ", \"count\": ", count, ", \"skip\": ", skip, ",\n \"memory\": \"",
+                         Hex(before), "\",\n \"gathered\": \"", Hex(gathered), "\",\n \"part\": \"",
+                         Hex(part), "\",\n \"scattered\": \"", Hex(memory), "\"}")
                 .c_str());
 }
 
