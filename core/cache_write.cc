@@ -250,8 +250,9 @@ absl::StatusOr<Extent> Cache::AllocateExtent(size_t bytes, size_t evicted,
             evicted < limit ? table_->EvictOne(limit - evicted, incoming, &removed) : 0;
         if (more == 0) {
           ++table_->counters(ns).rejected_fragmented;
-          return absl::ResourceExhaustedError(absl::StrCat(
-              "no contiguous ", bytes, " bytes, after evicting ", evicted, " bytes for them"));
+          return absl::ResourceExhaustedError(
+              absl::StrCat("no contiguous ", bytes, " bytes, after evicting ", evicted,
+                           " bytes for them: ", extent.status().message()));
         }
         evicted += more;
       }

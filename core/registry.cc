@@ -1,6 +1,5 @@
 #include "kvcache/core/registry.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
@@ -87,16 +86,5 @@ absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakePolicy(absl::string_view nam
 
 std::vector<std::string> BackendNames() { return Backends().Names(); }
 std::vector<std::string> PolicyNames() { return Policies().Names(); }
-
-absl::Status CheckSettings(absl::string_view owner, const Settings& settings,
-                           absl::Span<const absl::string_view> known) {
-  for (const auto& [name, value] : settings) {
-    if (std::find(known.begin(), known.end(), name) != known.end()) continue;
-    return absl::InvalidArgumentError(
-        absl::StrCat(owner, " has no setting '", name, "'; ",
-                     known.empty() ? "it has none" : "it knows: ", absl::StrJoin(known, ", ")));
-  }
-  return absl::OkStatus();
-}
 
 }  // namespace kvcache

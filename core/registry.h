@@ -4,7 +4,6 @@
 
 #include <cstddef>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,14 +11,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "absl/types/span.h"
 #include "kvcache/core/eviction_policy.h"
+#include "kvcache/core/settings_reader.h"  // for factories
 #include "kvcache/core/storage_backend.h"
 
 namespace kvcache {
-
-// Options by name, as they come from flags or files: {"fault_in", "on_use"}.
-using Settings = std::map<std::string, std::string>;
 
 using BackendFactory = std::function<absl::StatusOr<std::unique_ptr<StorageBackend>>(
     size_t capacity_bytes, const Settings& settings)>;
@@ -43,11 +39,6 @@ absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakePolicy(absl::string_view nam
 // In alphabetical order.
 std::vector<std::string> BackendNames();
 std::vector<std::string> PolicyNames();
-
-// For factories: kInvalidArgument, naming the setting and what `owner` knows, unless every setting
-// is one of `known`.
-absl::Status CheckSettings(absl::string_view owner, const Settings& settings,
-                           absl::Span<const absl::string_view> known);
 
 }  // namespace kvcache
 

@@ -1,7 +1,5 @@
 #include <memory>
 
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
 #include "kvcache/backends/accounting/accounting.h"
 #include "kvcache/core/registry.h"
 
@@ -10,15 +8,10 @@ namespace {
 
 absl::StatusOr<std::unique_ptr<StorageBackend>> Make(size_t capacity_bytes,
                                                      const Settings& settings) {
-  if (absl::Status status = CheckSettings("accounting", settings, {"alignment"}); !status.ok()) {
-    return status;
-  }
   AccountingOptions options = {.capacity_bytes = capacity_bytes};
-  if (const auto alignment = settings.find("alignment");
-      alignment != settings.end() && !absl::SimpleAtoi(alignment->second, &options.alignment)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("accounting: alignment = '", alignment->second, "' is not a number"));
-  }
+  SettingsReader reader("accounting", settings);
+  reader.Number("alignment", &options.alignment);
+  if (absl::Status status = reader.Finish(); !status.ok()) return status;
   return CreateAccountingBackend(options);
 }
 

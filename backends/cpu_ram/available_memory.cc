@@ -87,11 +87,21 @@ void LowerToGroup(const std::string& root, const GroupFiles& files, std::string 
 
 }  // namespace
 
-AvailableMemory ReadAvailableMemory(const std::string& root) {
+AvailableMemory ReadAvailableMemory(std::optional<int> numa_node, const std::string& root) {
   AvailableMemory available = {std::numeric_limits<size_t>::max(), "no limit"};
-  const auto kib = Field(ReadFile(root + "/proc/meminfo"), "MemAvailable:", "kB");
-  if (kib && *kib <= std::numeric_limits<size_t>::max() / 1024) {
-    Lower(available, *kib * 1024, "MemAvailable in /proc/meminfo");
+  const auto lower_kib = [&](std::optional<uint64_t> kib, std::string limit) {
+    if (!kib || *kib > std::numeric_limits<size_t>::max() / 1024) return;
+    Lower(available, *kib * 1024, std::move(limit));
+  };
+  lower_kib(Field(ReadFile(root + "/proc/meminfo"), "MemAvailable:", "kB"),
+            "MemAvailable in /proc/meminfo");
+  if (numa_node.has_value()) {
+    const std::string path = absl::StrCat("/sys/devices/system/node/node", *numa_node, "/meminfo");
+    const std::string contents = ReadFile(root + path);
+    const std::string node = absl::StrCat("Node ", *numa_node, " ");
+    std::optional<uint64_t> kib = Field(contents, node + "MemFree:", "kB");
+    if (kib) *kib += Field(contents, node + "Inactive(file):", "kB").value_or(0);
+    lower_kib(kib, absl::StrCat("MemFree and Inactive(file) in ", path));
   }
   // Lines of "number:controllers:path"; version 2 has no controllers.
   const std::string groups = ReadFile(root + "/proc/self/cgroup");

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <fstream>
 #include <limits>
+#include <optional>
 #include <string>
 
 #include "gtest/gtest.h"
@@ -26,7 +27,9 @@ class AvailableMemoryTest : public testing::Test {
     std::ofstream(file) << contents;
   }
 
-  AvailableMemory Read() const { return ReadAvailableMemory(root_); }
+  AvailableMemory Read(std::optional<int> numa_node = std::nullopt) const {
+    return ReadAvailableMemory(numa_node, root_);
+  }
 
  private:
   const std::string root_;
@@ -42,6 +45,19 @@ TEST_F(AvailableMemoryTest, TheSystemsOwnEstimateIsTaken) {
       "MemTotal:       24684092 kB\nMemFree:        24234576 kB\nMemAvailable:   24172136 kB\n");
   EXPECT_EQ(Read().bytes, size_t{24172136} * 1024);
   EXPECT_EQ(Read().limit, "MemAvailable in /proc/meminfo");
+}
+
+TEST_F(AvailableMemoryTest, ANodeHasWhatIsFreeThereAndWhatItCanDrop) {
+  Put("/proc/meminfo", "MemAvailable:   9000 kB\n");
+  Put("/sys/devices/system/node/node1/meminfo",
+      "Node 1 MemTotal:       8000 kB\nNode 1 MemFree:        3000 kB\n"
+      "Node 1 Inactive:       2000 kB\nNode 1 Inactive(file):  500 kB\n");
+  EXPECT_EQ(Read().bytes, 9000u * 1024);
+  EXPECT_EQ(Read(0).bytes, 9000u * 1024);
+  EXPECT_EQ(Read(1).bytes, 3500u * 1024);
+  EXPECT_EQ(Read(1).limit, "MemFree and Inactive(file) in /sys/devices/system/node/node1/meminfo");
+  Put("/proc/meminfo", "MemAvailable:   3000 kB\n");
+  EXPECT_EQ(Read(1).limit, "MemAvailable in /proc/meminfo");
 }
 
 TEST_F(AvailableMemoryTest, WhatMakesNoSenseLimitsNothing) {

@@ -30,7 +30,7 @@ class CudaDeviceTest : public testing::Test {
     gpu_->RunAll();
     backend_.reset();
     for (std::byte* memory : device_memory_) gpu_->FreeDevice(0, memory).IgnoreError();
-    for (auto& memory : pinned_) gpu_->UnregisterHost(memory.data()).IgnoreError();
+    for (auto& memory : pinned_) gpu_->UnregisterHost(0, memory.data()).IgnoreError();
     EXPECT_TRUE(gpu_->violations().empty()) << gpu_->violations()[0];
   }
 
@@ -41,7 +41,7 @@ class CudaDeviceTest : public testing::Test {
   MutableBytes Pinned(size_t bytes) {
     pinned_.reserve(16);
     pinned_.emplace_back(bytes);
-    EXPECT_TRUE(gpu_->RegisterHost(absl::MakeSpan(pinned_.back())).ok());
+    EXPECT_TRUE(gpu_->RegisterHost(0, absl::MakeSpan(pinned_.back())).ok());
     return absl::MakeSpan(pinned_.back());
   }
   Transfer Write(const Extent& extent, ConstBytes source, MemorySpace space,
@@ -204,8 +204,8 @@ TEST_F(CudaDeviceTest, AfterALossEverythingIsRefusedAndSaysWhy) {
     EXPECT_TRUE(absl::IsUnavailable(status));
     ++told;
   });
-  gpu_->LoseDevice(0);
   const MutableBytes host = Pinned(kKiB);
+  gpu_->LoseDevice(0);
   for (int i = 0; i < 3; ++i) {
     const absl::Status status = Write(extent, host, {MemoryKind::kPinnedHost}).Wait();
     EXPECT_TRUE(absl::IsUnavailable(status)) << status;

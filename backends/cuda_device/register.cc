@@ -4,8 +4,6 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/numbers.h"
-#include "absl/strings/str_cat.h"
 #include "kvcache/backends/cuda_device/cuda_device.h"
 #include "kvcache/backends/gpu/cuda_runtime.h"
 #include "kvcache/core/registry.h"
@@ -15,15 +13,12 @@ namespace {
 
 absl::StatusOr<std::unique_ptr<StorageBackend>> Make(size_t capacity_bytes,
                                                      const Settings& settings) {
-  if (absl::Status status = CheckSettings("cuda_device", settings, {"device"}); !status.ok()) {
-    return status;
-  }
   CudaDeviceOptions options = {.capacity_bytes = capacity_bytes};
-  if (const auto it = settings.find("device");
-      it != settings.end() && !absl::SimpleAtoi(it->second, &options.device)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cuda_device: device = '", it->second, "' is not a number"));
-  }
+  SettingsReader reader("cuda_device", settings);
+  reader.Number("device", &options.device);
+  reader.Number("kernel_below_bytes", &options.link.kernel_below_bytes);
+  reader.Number("share_of_free", &options.share_of_free);
+  if (absl::Status status = reader.Finish(); !status.ok()) return status;
   absl::StatusOr<std::shared_ptr<GpuRuntime>> runtime = CreateCudaRuntime();
   if (!runtime.ok()) return runtime.status();
   return CreateCudaDeviceBackend(options, *std::move(runtime));

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstdlib>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -23,9 +22,8 @@ constexpr size_t kSmallest = 16 * kPage;
 // Lives as long as the pool or any of its buffers.
 class BufferPool::Spares {
  public:
-  // Without a device: of host memory.
-  Spares(std::shared_ptr<GpuRuntime> runtime, std::optional<int> device)
-      : runtime_(std::move(runtime)), device_(device) {}
+  Spares(std::shared_ptr<GpuRuntime> runtime, int device, bool pinned)
+      : runtime_(std::move(runtime)), device_(device), pinned_(pinned) {}
   ~Spares() {
     for (MutableBytes buffer : spares_) Drop(buffer);
   }
@@ -54,8 +52,8 @@ class BufferPool::Spares {
 
  private:
   absl::StatusOr<MutableBytes> Make(size_t bytes) {
-    if (device_.has_value()) {
-      const absl::StatusOr<std::byte*> memory = runtime_->AllocateDevice(*device_, bytes);
+    if (!pinned_) {
+      const absl::StatusOr<std::byte*> memory = runtime_->AllocateDevice(device_, bytes);
       if (!memory.ok()) return memory.status();
       return MutableBytes(*memory, bytes);
     }
@@ -65,7 +63,7 @@ class BufferPool::Spares {
           absl::StrCat("no memory for a buffer of bytes = ", bytes));
     }
     const MutableBytes buffer(static_cast<std::byte*>(memory), bytes);
-    if (absl::Status status = runtime_->RegisterHost(buffer); !status.ok()) {
+    if (absl::Status status = runtime_->RegisterHost(device_, buffer); !status.ok()) {
       std::free(memory);
       return status;
     }
@@ -73,26 +71,27 @@ class BufferPool::Spares {
   }
 
   void Drop(MutableBytes buffer) {
-    if (device_.has_value()) {
-      runtime_->FreeDevice(*device_, buffer.data()).IgnoreError();
+    if (!pinned_) {
+      runtime_->FreeDevice(device_, buffer.data()).IgnoreError();
       return;
     }
-    runtime_->UnregisterHost(buffer.data()).IgnoreError();
+    runtime_->UnregisterHost(device_, buffer.data()).IgnoreError();
     std::free(buffer.data());
   }
 
   const std::shared_ptr<GpuRuntime> runtime_;
-  const std::optional<int> device_;
+  const int device_;
+  const bool pinned_;
   Mutex mu_;
   std::vector<MutableBytes> spares_ ABSL_GUARDED_BY(mu_);
 };
 
-BufferPool BufferPool::Pinned(std::shared_ptr<GpuRuntime> runtime) {
-  return BufferPool(std::make_shared<Spares>(std::move(runtime), std::nullopt));
+BufferPool BufferPool::Pinned(std::shared_ptr<GpuRuntime> runtime, int device) {
+  return BufferPool(std::make_shared<Spares>(std::move(runtime), device, /*pinned=*/true));
 }
 
 BufferPool BufferPool::OnDevice(std::shared_ptr<GpuRuntime> runtime, int device) {
-  return BufferPool(std::make_shared<Spares>(std::move(runtime), device));
+  return BufferPool(std::make_shared<Spares>(std::move(runtime), device, /*pinned=*/false));
 }
 
 absl::StatusOr<BufferRef> BufferPool::Take(size_t bytes) {

@@ -18,8 +18,8 @@ using BufferRef = std::shared_ptr<const MutableBytes>;
 // were ever in use at once. Those that are held may outlive the pool. Thread-safe.
 class BufferPool {
  public:
-  // Of registered host memory, or of a device's.
-  static BufferPool Pinned(std::shared_ptr<GpuRuntime> runtime);
+  // Of host memory that is registered in a device's context, or of the device's.
+  static BufferPool Pinned(std::shared_ptr<GpuRuntime> runtime, int device);
   static BufferPool OnDevice(std::shared_ptr<GpuRuntime> runtime, int device);
 
   // At least `bytes`, aligned to 64 bytes. Errors: those of GpuRuntime; kResourceExhausted when

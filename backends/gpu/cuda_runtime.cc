@@ -1,10 +1,14 @@
 #include "kvcache/backends/gpu/cuda_runtime.h"
 
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
+#include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "kvcache/core/mutex.h"
 
 namespace kvcache {
 namespace {
@@ -69,29 +73,71 @@ absl::Status Result(const char* call, cudaError_t error) {
                                    static_cast<int>(error), "): ", cudaGetErrorString(error)));
 }
 
-// Makes a device the thread's current one for as long as it lives.
-class OnDevice {
- public:
-  explicit OnDevice(int device) {
-    status_ = Result("cudaGetDevice", cudaGetDevice(&before_));
-    if (status_.ok() && before_ != device) {
-      status_ = Result("cudaSetDevice", cudaSetDevice(device));
-      changed_ = status_.ok();
-    }
-  }
-  ~OnDevice() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
+// Of the driver, whose errors have the numbers of the runtime's.
+absl::Status Result(const char* call, CUresult error) {
+  return Result(call, static_cast<cudaError_t>(error));
+}
 
-  const absl::Status& status() const { return status_; }
+// The devices' primary contexts, which are those that the runtime works in, by the driver's calls:
+// they put back what was current on a thread. cudaSetDevice() cannot: a thread of the engine that
+// has used no device so far would be left with one, and with a context in its memory.
+class PrimaryContexts {
+ public:
+  static absl::StatusOr<PrimaryContexts> Find() {
+    PrimaryContexts contexts;
+    absl::Status status = Load("cuDeviceGet", &contexts.get_device_);
+    status.Update(Load("cuDevicePrimaryCtxRetain", &contexts.retain_));
+    status.Update(Load("cuCtxGetCurrent", &contexts.get_current_));
+    status.Update(Load("cuCtxSetCurrent", &contexts.set_current_));
+    status.Update(Load("cuCtxPushCurrent", &contexts.push_));
+    status.Update(Load("cuCtxPopCurrent", &contexts.pop_));
+    if (!status.ok()) return status;
+    return contexts;
+  }
+
+  // Made at its first use, and never released: the runtime does not either.
+  absl::StatusOr<CUcontext> Of(int device) const {
+    CUdevice found;
+    absl::Status status = Result("cuDeviceGet", get_device_(&found, device));
+    CUcontext context = nullptr;
+    if (status.ok()) status = Result("cuDevicePrimaryCtxRetain", retain_(&context, found));
+    if (!status.ok()) return status;
+    return context;
+  }
+  CUcontext Current() const {
+    CUcontext context = nullptr;
+    return get_current_(&context) == CUDA_SUCCESS ? context : nullptr;
+  }
+  absl::Status SetCurrent(CUcontext context) const {
+    return Result("cuCtxSetCurrent", set_current_(context));
+  }
+  absl::Status Push(CUcontext context) const { return Result("cuCtxPushCurrent", push_(context)); }
+  void Pop() const {
+    CUcontext context;
+    pop_(&context);
+  }
 
  private:
-  const BesideCapture beside_capture_;
-  int before_ = 0;
-  bool changed_ = false;
-  absl::Status status_;
+  template <typename Function>
+  static absl::Status Load(const char* name, Function* function) {
+    constexpr unsigned kVersion = 12000;
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+    absl::Status status = Result(
+        name, cudaGetDriverEntryPointByVersion(name, &found, kVersion, cudaEnableDefault, &result));
+    if (status.ok() && (found == nullptr || result != cudaDriverEntryPointSuccess)) {
+      status = absl::UnavailableError(absl::StrCat("the CUDA driver has no ", name));
+    }
+    *function = reinterpret_cast<Function>(found);
+    return status;
+  }
+
+  decltype(&cuDeviceGet) get_device_;
+  decltype(&cuDevicePrimaryCtxRetain) retain_;
+  decltype(&cuCtxGetCurrent) get_current_;
+  decltype(&cuCtxSetCurrent) set_current_;
+  decltype(&cuCtxPushCurrent) push_;
+  decltype(&cuCtxPopCurrent) pop_;
 };
 
 cudaStream_t StreamOf(GpuStream stream) { return static_cast<cudaStream_t>(stream); }
@@ -109,27 +155,34 @@ cudaMemcpyKind KindOf(CopyDirection direction) {
   return cudaMemcpyDefault;
 }
 
+absl::StatusOr<int> CountDevices() {
+  // The cleanest question: it does not initialise anything.
+  int driver = 0;
+  absl::Status status = Result("cudaDriverGetVersion", cudaDriverGetVersion(&driver));
+  if (!status.ok()) return status;
+  if (driver == 0) return absl::UnavailableError("no CUDA driver is installed");
+  int devices = 0;
+  status = Result("cudaGetDeviceCount", cudaGetDeviceCount(&devices));
+  if (!status.ok()) return status;
+  if (devices == 0) return absl::UnavailableError("there is no CUDA device");
+  return devices;
+}
+
 class CudaRuntime final : public GpuRuntime {
  public:
+  CudaRuntime(int devices, const PrimaryContexts& contexts)
+      : contexts_(contexts), of_device_(devices) {}
+
   void UseThreadFor(int device) override {
-    Result("cudaSetDevice", cudaSetDevice(device)).IgnoreError();
+    const absl::StatusOr<CUcontext> context = ContextOf(device);
+    // Without it every call brings its own.
+    if (context.ok()) contexts_.SetCurrent(*context).IgnoreError();
   }
 
-  absl::StatusOr<int> DeviceCount() override {
-    // The cleanest question: it does not initialise anything.
-    int driver = 0;
-    absl::Status status = Result("cudaDriverGetVersion", cudaDriverGetVersion(&driver));
-    if (!status.ok()) return status;
-    if (driver == 0) return absl::UnavailableError("no CUDA driver is installed");
-    int devices = 0;
-    status = Result("cudaGetDeviceCount", cudaGetDeviceCount(&devices));
-    if (!status.ok()) return status;
-    if (devices == 0) return absl::UnavailableError("there is no CUDA device");
-    return devices;
-  }
+  absl::StatusOr<int> DeviceCount() override { return CountDevices(); }
 
   absl::StatusOr<GpuDevice> Describe(int device) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     GpuDevice described;
     cudaDeviceProp properties;
@@ -145,7 +198,7 @@ class CudaRuntime final : public GpuRuntime {
   }
 
   absl::Status EnablePeer(int device, int peer) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     const cudaError_t error = cudaDeviceEnablePeerAccess(peer, 0);
     if (error != cudaErrorPeerAccessAlreadyEnabled) {
@@ -156,7 +209,7 @@ class CudaRuntime final : public GpuRuntime {
   }
 
   absl::StatusOr<std::byte*> AllocateDevice(int device, size_t bytes) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     void* memory = nullptr;
     absl::Status status = Result("cudaMalloc", cudaMalloc(&memory, bytes));
@@ -168,25 +221,37 @@ class CudaRuntime final : public GpuRuntime {
   }
 
   absl::Status FreeDevice(int device, std::byte* memory) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     return Result("cudaFree", cudaFree(memory));
   }
 
-  absl::Status RegisterHost(MutableBytes memory) override {
-    const BesideCapture beside_capture;
+  absl::Status RegisterHost(int device, MutableBytes memory) override {
+    const OnDevice on(*this, device);
+    if (!on.status().ok()) return on.status();
+    int same_pointers = 0;
+    absl::Status status =
+        Result("cudaDeviceGetAttribute",
+               cudaDeviceGetAttribute(&same_pointers, cudaDevAttrCanUseHostPointerForRegisteredMem,
+                                      device));
+    if (!status.ok()) return status;
+    if (same_pointers == 0) {
+      return absl::UnavailableError(absl::StrCat(
+          "device ", device, " has other pointers than the host for registered memory"));
+    }
     return Result("cudaHostRegister",
                   cudaHostRegister(memory.data(), memory.size(),
                                    cudaHostRegisterPortable | cudaHostRegisterMapped));
   }
 
-  absl::Status UnregisterHost(std::byte* memory) override {
-    const BesideCapture beside_capture;
+  absl::Status UnregisterHost(int device, std::byte* memory) override {
+    const OnDevice on(*this, device);
+    if (!on.status().ok()) return on.status();
     return Result("cudaHostUnregister", cudaHostUnregister(memory));
   }
 
   absl::StatusOr<GpuStream> CreateStream(int device) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     cudaStream_t stream = nullptr;
     absl::Status status = Result("cudaStreamCreateWithFlags",
@@ -196,13 +261,13 @@ class CudaRuntime final : public GpuRuntime {
   }
 
   absl::Status DestroyStream(int device, GpuStream stream) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     return Result("cudaStreamDestroy", cudaStreamDestroy(StreamOf(stream)));
   }
 
   absl::StatusOr<GpuEvent> CreateEvent(int device) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     cudaEvent_t event = nullptr;
     // A thread that waits sleeps: there are several of them, and the engine wants the processors.
@@ -214,13 +279,13 @@ class CudaRuntime final : public GpuRuntime {
   }
 
   absl::Status DestroyEvent(int device, GpuEvent event) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     return Result("cudaEventDestroy", cudaEventDestroy(EventOf(event)));
   }
 
   absl::Status Record(int device, GpuEvent event, GpuStream stream) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
     absl::Status status =
@@ -233,21 +298,21 @@ class CudaRuntime final : public GpuRuntime {
   }
 
   absl::Status MakeWait(int device, GpuStream stream, GpuEvent event) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     return Result("cudaStreamWaitEvent",
                   cudaStreamWaitEvent(StreamOf(stream), EventOf(event), cudaEventWaitDefault));
   }
 
   absl::Status Synchronize(int device, GpuEvent event) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     return Result("cudaEventSynchronize", cudaEventSynchronize(EventOf(event)));
   }
 
   absl::Status CopyBatch(int device, absl::Span<const CopyPiece> pieces, CopyDirection direction,
                          GpuStream stream) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     if (pieces.size() > 1) {
       const cudaError_t error = CopyMany(pieces, stream);
@@ -265,20 +330,66 @@ class CudaRuntime final : public GpuRuntime {
 
   absl::Status CopyByKernel(int device, absl::Span<const CopyPiece> pieces,
                             GpuStream stream) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     return Result("the kernel that copies pieces",
                   static_cast<cudaError_t>(LaunchCopyPieces(pieces.data(), pieces.size(), stream)));
   }
 
   absl::Status CopyPages(int device, const PagedCopy& copy, GpuStream stream) override {
-    const OnDevice on(device);
+    const OnDevice on(*this, device);
     if (!on.status().ok()) return on.status();
     return Result("the kernel that copies pages",
                   static_cast<cudaError_t>(LaunchPagedCopy(copy, stream)));
   }
 
  private:
+  absl::StatusOr<CUcontext> ContextOf(int device) {
+    if (device < 0 || static_cast<size_t>(device) >= of_device_.size()) {
+      return absl::UnavailableError(
+          absl::StrCat("device: ", device, ", but there are ", of_device_.size()));
+    }
+    MutexLock lock(mu_);
+    CUcontext& context = of_device_[device];
+    if (context == nullptr) {
+      const absl::StatusOr<CUcontext> made = contexts_.Of(device);
+      if (!made.ok()) return made.status();
+      context = *made;
+    }
+    return context;
+  }
+
+  // Makes a device the thread's current one for as long as it lives.
+  class OnDevice {
+   public:
+    OnDevice(CudaRuntime& runtime, int device) : current_(runtime, device) {}
+    OnDevice(const OnDevice&) = delete;
+    OnDevice& operator=(const OnDevice&) = delete;
+
+    const absl::Status& status() const { return current_.status; }
+
+   private:
+    struct Current {
+      Current(CudaRuntime& runtime, int device) : contexts(runtime.contexts_) {
+        const absl::StatusOr<CUcontext> context = runtime.ContextOf(device);
+        status = context.status();
+        if (!status.ok() || contexts.Current() == *context) return;
+        status = contexts.Push(*context);
+        pushed = status.ok();
+      }
+      ~Current() {
+        if (pushed) contexts.Pop();
+      }
+
+      const PrimaryContexts& contexts;
+      absl::Status status;
+      bool pushed = false;
+    };
+
+    const Current current_;
+    const BesideCapture beside_capture_;  // within it: it would make a context where there is none
+  };
+
   static cudaError_t CopyMany(absl::Span<const CopyPiece> pieces, GpuStream stream) {
     std::vector<void*> to;
     std::vector<void*> from;
@@ -305,16 +416,20 @@ class CudaRuntime final : public GpuRuntime {
                                 &first, 1, &failed, StreamOf(stream));
 #endif
   }
+
+  const PrimaryContexts contexts_;
+  Mutex mu_;
+  std::vector<CUcontext> of_device_ ABSL_GUARDED_BY(mu_);  // never resized
 };
 
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<GpuRuntime>> CreateCudaRuntime() {
-  auto runtime = std::make_shared<CudaRuntime>();
-  if (const absl::StatusOr<int> devices = runtime->DeviceCount(); !devices.ok()) {
-    return devices.status();
-  }
-  return runtime;
+  const absl::StatusOr<int> devices = CountDevices();
+  if (!devices.ok()) return devices.status();
+  const absl::StatusOr<PrimaryContexts> contexts = PrimaryContexts::Find();
+  if (!contexts.ok()) return contexts.status();
+  return std::make_shared<CudaRuntime>(*devices, *contexts);
 }
 
 }  // namespace kvcache

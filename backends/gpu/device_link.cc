@@ -52,7 +52,7 @@ DeviceLink::DeviceLink(std::shared_ptr<GpuRuntime> runtime, int device,
       steps_(steps),
       uses_(*uses),
       events_(runtime_),
-      pinned_buffers_(BufferPool::Pinned(runtime_)),
+      pinned_buffers_(BufferPool::Pinned(runtime_, device)),
       device_buffers_(BufferPool::OnDevice(runtime_, device)) {}
 
 absl::Status DeviceLink::Start() {
@@ -80,7 +80,7 @@ DeviceLink::~DeviceLink() {
   }
   if (host_staging_.taken()) {
     std::byte* const memory = host_staging_.chunks[0].memory.data();
-    runtime_->UnregisterHost(memory).IgnoreError();
+    runtime_->UnregisterHost(device_, memory).IgnoreError();
     std::free(memory);
   }
   for (Staging& staging : page_staging_) {

@@ -25,7 +25,7 @@ absl::Status DeviceLink::TakeHostStaging() {
     return absl::ResourceExhaustedError(absl::StrCat("no memory for staging_bytes = ", bytes));
   }
   const MutableBytes staging(static_cast<std::byte*>(memory), bytes);
-  if (absl::Status status = Noticed(runtime_->RegisterHost(staging)); !status.ok()) {
+  if (absl::Status status = Noticed(runtime_->RegisterHost(device_, staging)); !status.ok()) {
     std::free(memory);
     return status;
   }

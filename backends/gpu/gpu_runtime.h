@@ -45,7 +45,7 @@ class GpuRuntime {
   virtual ~GpuRuntime() = default;
 
   // For threads of this project's own: the calling thread works for this device alone. Calls on
-  // other threads leave their current device as it was.
+  // other threads leave their current device, or none, as it was.
   virtual void UseThreadFor(int device) = 0;
 
   // kUnavailable rather than 0.
@@ -57,11 +57,10 @@ class GpuRuntime {
   // Aligned to 256 bytes.
   virtual absl::StatusOr<std::byte*> AllocateDevice(int device, size_t bytes) = 0;
   virtual absl::Status FreeDevice(int device, std::byte* memory) = 0;
-  // Pins memory of this process, for all devices, by the driver's context of the calling thread's
-  // device. A copy must not go over the end of what one call
-  // registered, also when the next call's begins there.
-  virtual absl::Status RegisterHost(MutableBytes memory) = 0;
-  virtual absl::Status UnregisterHost(std::byte* memory) = 0;
+  // Pins memory of this process, for all devices, in the context of this one. A copy must not go
+  // over the end of what one call registered, also when the next call's begins there.
+  virtual absl::Status RegisterHost(int device, MutableBytes memory) = 0;
+  virtual absl::Status UnregisterHost(int device, std::byte* memory) = 0;
 
   // Waits for no other stream, the default ones included.
   virtual absl::StatusOr<GpuStream> CreateStream(int device) = 0;

@@ -94,19 +94,20 @@ class PinnedHostBackend final : public StorageBackend {
  private:
   absl::StatusOr<DeviceLink*> LinkTo(int device) {
     if (runtime_ == nullptr) return absl::UnavailableError("pinned_host has no GPU runtime");
+    if (DeviceLink* const link = FindLinkTo(device)) return link;
+    MutexLock creating(create_mu_);
+    if (DeviceLink* const link = FindLinkTo(device)) return link;
+    absl::StatusOr<std::unique_ptr<DeviceLink>> created =
+        DeviceLink::Create(runtime_, device, link_options_, &uses_,
+                           {region_->data(), region_->capacity(), region_->chunk_bytes()});
+    if (!created.ok()) return created.status();
     MutexLock lock(mu_);
-    std::unique_ptr<DeviceLink>& link = links_[device];
-    if (link == nullptr) {
-      absl::StatusOr<std::unique_ptr<DeviceLink>> created =
-          DeviceLink::Create(runtime_, device, link_options_, &uses_,
-                             {region_->data(), region_->capacity(), region_->chunk_bytes()});
-      if (!created.ok()) {
-        links_.erase(device);
-        return created.status();
-      }
-      link = *std::move(created);
-    }
-    return link.get();
+    return links_.emplace(device, *std::move(created)).first->second.get();
+  }
+  DeviceLink* FindLinkTo(int device) const {
+    MutexLock lock(mu_);
+    const auto it = links_.find(device);
+    return it == links_.end() ? nullptr : it->second.get();
   }
 
   // Copies that are under way by a device, and that this processor must not overtake.
@@ -214,6 +215,7 @@ class PinnedHostBackend final : public StorageBackend {
   const std::unique_ptr<PinnedRegion> region_;
   const BackendTraits traits_;
   ExtentUses uses_;
+  Mutex create_mu_;  // held while a link is made, which takes long
   mutable Mutex mu_;
   std::map<int, std::unique_ptr<DeviceLink>> links_ ABSL_GUARDED_BY(mu_);  // use `uses_`
 };

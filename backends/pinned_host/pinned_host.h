@@ -21,8 +21,8 @@ struct PinnedHostOptions {
   // rest in the background, 0.1 to 0.35 s for each GiB. A block that finds no room in what is
   // pinned waits for the next.
   size_t chunk_bytes = size_t{1} << 30;
-  // Where to take the memory: the node next to the GPU is the fastest. Default: the system's
-  // choice.
+  // Where to take the memory, and from nowhere else: the node next to the GPU is the fastest.
+  // Default: the system's choice.
   std::optional<int> numa_node = std::nullopt;
 
   // In whose context memory is pinned, for all devices. A process that uses one device names it
@@ -60,7 +60,8 @@ struct PinnedHostOptions {
 // Statistics: pinned_bytes, pinning_seconds, and those of the link to each device that was used.
 //
 // Errors: kInvalidArgument for a capacity below 64 bytes, chunks that are not of 2 MiB, a NUMA node
-// that is not there; kResourceExhausted for more memory than the system has; why the first chunk
+// that is not there; kPermissionDenied where a container forbids the choice of a node;
+// kResourceExhausted for more memory than the system, or the node, has; why the first chunk
 // cannot be pinned (kUnavailable: no driver).
 absl::StatusOr<std::unique_ptr<StorageBackend>> CreatePinnedHostBackend(
     const PinnedHostOptions& options, std::shared_ptr<GpuRuntime> runtime);

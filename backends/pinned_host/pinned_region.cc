@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <cstring>
 #include <system_error>
 #include <utility>
 
@@ -26,7 +25,7 @@ absl::StatusOr<std::unique_ptr<PinnedRegion>> PinnedRegion::Create(
   absl::StatusOr<ExtentAllocator> allocator =
       ExtentAllocator::Create({.capacity_bytes = options.capacity_bytes, .initial_bytes = 0});
   if (!allocator.ok()) return allocator.status();
-  const AvailableMemory available = ReadAvailableMemory();
+  const AvailableMemory available = ReadAvailableMemory(options.numa_node);
   if (options.capacity_bytes > available.bytes) {
     return absl::ResourceExhaustedError(
         absl::StrCat("capacity_bytes = ", options.capacity_bytes, ", but only ", available.bytes,
@@ -70,7 +69,7 @@ PinnedRegion::~PinnedRegion() {
   if (thread_.joinable()) thread_.join();
   const size_t pinned_bytes = progress().pinned_bytes;
   for (size_t offset = 0; offset < pinned_bytes; offset += options_.chunk_bytes) {
-    runtime_->UnregisterHost(data() + offset).IgnoreError();
+    runtime_->UnregisterHost(options_.device, data() + offset).IgnoreError();
   }
 }
 
@@ -87,8 +86,7 @@ absl::Status PinnedRegion::BindToNode() const {
   nodes[node / kBits] = 1ul << node % kBits;
   if (syscall(SYS_mbind, region_.data(), region_.size(), MPOL_BIND, nodes, kMostNodes + 1, 0) !=
       0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("numa_node: ", node, ": mbind: ", std::strerror(errno)));
+    return absl::ErrnoToStatus(errno, absl::StrCat("numa_node: ", node, ": mbind"));
   }
   return absl::OkStatus();
 }
@@ -99,14 +97,14 @@ absl::Status PinnedRegion::PinChunk(size_t offset) {
   const auto start = std::chrono::steady_clock::now();
   // Somebody may soon be killed for want of memory.
   constexpr size_t kLeaveFree = size_t{256} << 20;
-  const AvailableMemory available = ReadAvailableMemory();
+  const AvailableMemory available = ReadAvailableMemory(options_.numa_node);
   absl::Status status;
   if (available.bytes < kLeaveFree || available.bytes - kLeaveFree < bytes) {
     status = absl::ResourceExhaustedError(
         absl::StrCat("only ", available.bytes, " bytes are available (", available.limit, ")"));
   }
   if (status.ok()) status = region_.FaultInOnThreads(offset, bytes);
-  if (status.ok()) status = runtime_->RegisterHost({data() + offset, bytes});
+  if (status.ok()) status = runtime_->RegisterHost(options_.device, {data() + offset, bytes});
   const auto took = std::chrono::steady_clock::now() - start;
   MutexLock lock(mu_);
   progress_.pinning += absl::FromChrono(took);

@@ -6,7 +6,8 @@ namespace {
 
 [[maybe_unused]] const bool kRegistered = RegisterPolicy(
     "arc", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
-      if (absl::Status status = CheckSettings("arc", settings, {}); !status.ok()) return status;
+      absl::Status status = SettingsReader("arc", settings).Finish();
+      if (!status.ok()) return status;
       return CreateArcPolicy();
     });
 

@@ -6,7 +6,8 @@ namespace {
 
 [[maybe_unused]] const bool kRegistered = RegisterPolicy(
     "chain", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
-      if (absl::Status status = CheckSettings("chain", settings, {}); !status.ok()) return status;
+      absl::Status status = SettingsReader("chain", settings).Finish();
+      if (!status.ok()) return status;
       return CreateChainPolicy();
     });
 

@@ -6,7 +6,8 @@ namespace {
 
 [[maybe_unused]] const bool kRegistered = RegisterPolicy(
     "gdsf", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
-      if (absl::Status status = CheckSettings("gdsf", settings, {}); !status.ok()) return status;
+      absl::Status status = SettingsReader("gdsf", settings).Finish();
+      if (!status.ok()) return status;
       return CreateGdsfPolicy();
     });
 

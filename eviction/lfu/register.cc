@@ -6,7 +6,8 @@ namespace {
 
 [[maybe_unused]] const bool kRegistered = RegisterPolicy(
     "lfu", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
-      if (absl::Status status = CheckSettings("lfu", settings, {}); !status.ok()) return status;
+      absl::Status status = SettingsReader("lfu", settings).Finish();
+      if (!status.ok()) return status;
       return CreateLfuPolicy();
     });
 

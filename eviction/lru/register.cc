@@ -6,7 +6,8 @@ namespace {
 
 [[maybe_unused]] const bool kRegistered = RegisterPolicy(
     "lru", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
-      if (absl::Status status = CheckSettings("lru", settings, {}); !status.ok()) return status;
+      absl::Status status = SettingsReader("lru", settings).Finish();
+      if (!status.ok()) return status;
       return CreateLruPolicy();
     });
 

@@ -6,7 +6,8 @@ namespace {
 
 [[maybe_unused]] const bool kRegistered = RegisterPolicy(
     "s3fifo", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
-      if (absl::Status status = CheckSettings("s3fifo", settings, {}); !status.ok()) return status;
+      absl::Status status = SettingsReader("s3fifo", settings).Finish();
+      if (!status.ok()) return status;
       return CreateS3FifoPolicy();
     });
 

@@ -6,7 +6,8 @@ namespace {
 
 [[maybe_unused]] const bool kRegistered = RegisterPolicy(
     "ttl", [](const Settings& settings) -> absl::StatusOr<std::unique_ptr<EvictionPolicy>> {
-      if (absl::Status status = CheckSettings("ttl", settings, {}); !status.ok()) return status;
+      absl::Status status = SettingsReader("ttl", settings).Finish();
+      if (!status.ok()) return status;
       return CreateTtlPolicy();
     });
 

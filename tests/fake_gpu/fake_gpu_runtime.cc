@@ -361,9 +361,9 @@ absl::Status FakeGpuRuntime::FreeDevice(int device, std::byte* memory) {
   return entered;
 }
 
-absl::Status FakeGpuRuntime::RegisterHost(MutableBytes memory) {
+absl::Status FakeGpuRuntime::RegisterHost(int device, MutableBytes memory) {
   MutexLock lock(mu_);
-  if (absl::Status status = Enter("RegisterHost", -1); !status.ok()) return status;
+  if (absl::Status status = Enter("RegisterHost", device); !status.ok()) return status;
   for (const auto& [at, other] : memory_) {
     if (Overlap(memory.data(), memory.size(), reinterpret_cast<const std::byte*>(at),
                 other.bytes)) {
@@ -374,9 +374,9 @@ absl::Status FakeGpuRuntime::RegisterHost(MutableBytes memory) {
   return absl::OkStatus();
 }
 
-absl::Status FakeGpuRuntime::UnregisterHost(std::byte* memory) {
+absl::Status FakeGpuRuntime::UnregisterHost(int device, std::byte* memory) {
   MutexLock lock(mu_);
-  const absl::Status entered = Enter("UnregisterHost", -1);
+  const absl::Status entered = Enter("UnregisterHost", device);
   const auto it = memory_.find(AddressOf(memory));
   if (it == memory_.end() || it->second.device >= 0) {
     return Refuse("UnregisterHost: not registered");

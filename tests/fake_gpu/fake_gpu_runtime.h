@@ -78,8 +78,8 @@ class FakeGpuRuntime final : public GpuRuntime {
   absl::Status EnablePeer(int device, int peer) override;
   absl::StatusOr<std::byte*> AllocateDevice(int device, size_t bytes) override;
   absl::Status FreeDevice(int device, std::byte* memory) override;
-  absl::Status RegisterHost(MutableBytes memory) override;
-  absl::Status UnregisterHost(std::byte* memory) override;
+  absl::Status RegisterHost(int device, MutableBytes memory) override;
+  absl::Status UnregisterHost(int device, std::byte* memory) override;
   absl::StatusOr<GpuStream> CreateStream(int device) override;
   absl::Status DestroyStream(int device, GpuStream stream) override;
   absl::StatusOr<GpuEvent> CreateEvent(int device) override;

@@ -21,8 +21,8 @@ class FakeGpuTest : public testing::Test {
   explicit FakeGpuTest(bool run_when_waited_for = false)
       : gpu_({.devices = 2, .run_when_waited_for = run_when_waited_for}) {
     device_ = *gpu_.AllocateDevice(0, kBytes);
-    EXPECT_TRUE(gpu_.RegisterHost({host_.data(), kBytes}).ok());
-    EXPECT_TRUE(gpu_.RegisterHost({host_.data() + kBytes, kBytes}).ok());
+    EXPECT_TRUE(gpu_.RegisterHost(0, {host_.data(), kBytes}).ok());
+    EXPECT_TRUE(gpu_.RegisterHost(0, {host_.data() + kBytes, kBytes}).ok());
     a_ = *gpu_.CreateStream(0);
     b_ = *gpu_.CreateStream(0);
     event_ = *gpu_.CreateEvent(0);
@@ -30,8 +30,8 @@ class FakeGpuTest : public testing::Test {
   ~FakeGpuTest() override {
     gpu_.RunAll();
     if (device_ != nullptr) gpu_.FreeDevice(0, device_).IgnoreError();
-    gpu_.UnregisterHost(host_.data()).IgnoreError();
-    gpu_.UnregisterHost(host_.data() + kBytes).IgnoreError();
+    gpu_.UnregisterHost(0, host_.data()).IgnoreError();
+    gpu_.UnregisterHost(0, host_.data() + kBytes).IgnoreError();
     for (GpuStream stream : {a_, b_}) gpu_.DestroyStream(0, stream).IgnoreError();
     gpu_.DestroyEvent(0, event_).IgnoreError();
   }
