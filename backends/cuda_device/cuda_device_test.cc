@@ -286,6 +286,30 @@ TEST_F(CudaDeviceTest, AStreamThatStallsHoldsUpNobodyElse) {
   backend_->Free(extent);
 }
 
+TEST_F(CudaDeviceTest, APageableCopyThatStallsHoldsUpNoneInTheOtherDirection) {
+  Use({.run_when_waited_for = false}, {.capacity_bytes = 64 * kKiB});
+  const Extent first = *backend_->Allocate(kKiB);
+  const Extent second = *backend_->Allocate(kKiB);
+  std::vector<std::byte> out(kKiB);
+  const std::vector<std::byte> in(kKiB);
+  const Stream stalled = gpu_->EngineStream();
+  gpu_->Enqueue(stalled, [] {});
+  gpu_->Hold(stalled, true);
+  const int waits = gpu_->calls("Synchronize");
+  std::thread reader([&] {
+    EXPECT_TRUE(Read(first, absl::MakeSpan(out), {MemoryKind::kHost}, stalled).Wait().ok());
+  });
+  while (gpu_->calls("Synchronize") == waits) std::this_thread::yield();
+  const Transfer written = Write(second, in, {MemoryKind::kHost});
+  gpu_->RunAll();
+  EXPECT_TRUE(written.Wait().ok()) << written.Wait();
+  gpu_->Hold(stalled, false);
+  gpu_->RunAll();
+  reader.join();
+  backend_->Free(first);
+  backend_->Free(second);
+}
+
 TEST_F(CudaDeviceTest, ARefusedWaitForgetsNoEarlierCopy) {
   for (uint32_t seed = 1; seed <= 50; ++seed) {
     Use({.seed = seed, .run_when_waited_for = false}, {.capacity_bytes = 64 * kKiB});

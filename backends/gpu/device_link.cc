@@ -78,8 +78,10 @@ DeviceLink::~DeviceLink() {
   for (GpuStream stream : streams_) {
     if (stream != nullptr) runtime_->DestroyStream(device_, stream).IgnoreError();
   }
-  if (host_staging_.taken()) {
-    std::byte* const memory = host_staging_.chunks[0].memory.data();
+  for (HostStaging* host : {&into_device_, &out_of_device_}) {
+    MutexLock lock(host->mu);
+    if (!host->staging.taken()) continue;
+    std::byte* const memory = host->staging.chunks[0].memory.data();
     runtime_->UnregisterHost(device_, memory).IgnoreError();
     std::free(memory);
   }

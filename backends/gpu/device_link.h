@@ -32,7 +32,8 @@ struct DeviceLinkOptions {
   // Smaller pieces are copied by a kernel, others by the device's copy engines. Default: where
   // published figures for PCIe Gen5 cross; //bench:gpu measures it.
   size_t kernel_below_bytes = size_t{24} << 10;
-  // Pinned memory through which pageable memory is copied; taken at its first use.
+  // Pinned memory, for each direction, through which pageable memory is copied; taken at its first
+  // use.
   size_t staging_bytes = size_t{16} << 20;
   // Device memory, for each direction, through which pages are copied to and from the host; taken
   // at its first use. A part of more than a quarter goes without, and so do all when the device has
@@ -143,6 +144,11 @@ class DeviceLink {
     std::array<Chunk, kChunks> chunks;
     size_t next = 0;
   };
+  // Held by one copy at a time, also while it waits: those of a direction are in order anyway.
+  struct HostStaging {
+    Mutex mu;  // taken before uses_.enqueue_mu()
+    Staging staging ABSL_GUARDED_BY(mu);
+  };
   using Kept = std::vector<std::shared_ptr<const void>>;
 
   DeviceLink(std::shared_ptr<GpuRuntime> runtime, int device, const DeviceLinkOptions& options,
@@ -167,7 +173,7 @@ class DeviceLink {
   absl::Status EnqueueChunk(const Call& call, size_t first, size_t end,
                             absl::Span<const CopyPiece> pieces, CopyDirection direction,
                             const EventRef& event, Kept* kept);
-  absl::Status TakeHostStaging() ABSL_EXCLUSIVE_LOCKS_REQUIRED(staging_mu_);
+  absl::Status TakeHostStaging(HostStaging* staging) ABSL_EXCLUSIVE_LOCKS_REQUIRED(staging->mu);
   // Takes it at its first use; false when the device has no memory for it.
   absl::StatusOr<bool> HavePageStaging(Staging* staging);
   // What goes through the staging of pages at once.
@@ -202,8 +208,8 @@ class DeviceLink {
   BufferPool device_buffers_;
   std::array<GpuStream, kStreams> streams_ = {};
 
-  Mutex staging_mu_;  // taken before uses_.enqueue_mu()
-  Staging host_staging_ ABSL_GUARDED_BY(staging_mu_);
+  HostStaging into_device_;
+  HostStaging out_of_device_;
   std::array<Staging, 2> page_staging_;  // by PagesSide; guarded by uses_.enqueue_mu()
 
   std::atomic<uint64_t> batched_bytes_ = 0;

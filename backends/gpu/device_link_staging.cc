@@ -16,20 +16,20 @@ void DeviceLink::Staging::Use(MutableBytes memory) {
   for (size_t i = 0; i < kChunks; ++i) chunks[i].memory = memory.subspan(i * bytes, bytes);
 }
 
-absl::Status DeviceLink::TakeHostStaging() {
-  if (host_staging_.taken()) return absl::OkStatus();
+absl::Status DeviceLink::TakeHostStaging(HostStaging* host) {
+  if (host->staging.taken()) return absl::OkStatus();
   constexpr size_t kPage = 4096;
   const size_t bytes = options_.staging_bytes / kPage * kPage;
   void* const memory = std::aligned_alloc(kPage, bytes);
   if (memory == nullptr) {
     return absl::ResourceExhaustedError(absl::StrCat("no memory for staging_bytes = ", bytes));
   }
-  const MutableBytes staging(static_cast<std::byte*>(memory), bytes);
-  if (absl::Status status = Noticed(runtime_->RegisterHost(device_, staging)); !status.ok()) {
+  const MutableBytes buffer(static_cast<std::byte*>(memory), bytes);
+  if (absl::Status status = Noticed(runtime_->RegisterHost(device_, buffer)); !status.ok()) {
     std::free(memory);
     return status;
   }
-  host_staging_.Use(staging);
+  host->staging.Use(buffer);
   return absl::OkStatus();
 }
 
@@ -114,10 +114,10 @@ void DeviceLink::StageIn(const Call& call, size_t first, size_t end) {
   EventRef last;
   absl::Status status;
   {
-    MutexLock staging_lock(staging_mu_);
-    status = TakeHostStaging();
+    MutexLock staging_lock(into_device_.mu);
+    status = TakeHostStaging(&into_device_);
     while (status.ok() && cutter.op() < end) {
-      Staging::Chunk& chunk = host_staging_.Next();
+      Staging::Chunk& chunk = into_device_.staging.Next();
       if (chunk.busy != nullptr) {
         status = NoticedForGood(runtime_->Synchronize(device_, chunk.busy->handle));
       }
@@ -163,12 +163,12 @@ void DeviceLink::StageOut(const Call& call, size_t first, size_t end) {
     arriving.pop_front();
   };
   {
-    MutexLock staging_lock(staging_mu_);
-    status = TakeHostStaging();
+    MutexLock staging_lock(out_of_device_.mu);
+    status = TakeHostStaging(&out_of_device_);
     Cutter cutter(call.pieces, call.ops, first, end);
     while (status.ok() && cutter.op() < end) {
       if (arriving.size() == Staging::kChunks) copy_out();
-      Staging::Chunk& chunk = host_staging_.Next();
+      Staging::Chunk& chunk = out_of_device_.staging.Next();
       if (chunk.busy != nullptr) {
         status.Update(NoticedForGood(runtime_->Synchronize(device_, chunk.busy->handle)));
         chunk.busy = nullptr;
