@@ -24,9 +24,9 @@ struct CudaDeviceOptions {
 // A backend named "cuda_device": addressable, in memory of kind kDevice, extents aligned to 256
 // bytes. It reaches host memory, pinned and pageable, that of its own device, and that of devices
 // that its own can reach as peers. Copies run by themselves, behind the work that is on the stream;
-// those from and to pageable memory, and pages there, in the call. See DeviceLink. Memory that is
-// said to be pinned must be registered with the driver: a device that reads other memory fails for
-// good.
+// those from and to pageable memory, and pages there, in the call. See DeviceLink. A device that
+// reads what it cannot reach fails for good: memory that is said to be pinned must be registered
+// with the driver, and that of a peer be cudaMalloc's, or mapped for this device.
 //
 // Checksums are computed and compared on the host's side of a copy, beside or behind it; what is
 // copied on the device has none. An op to the host ends when its bytes have been compared.

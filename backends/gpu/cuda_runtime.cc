@@ -345,11 +345,11 @@ class CudaRuntime final : public GpuRuntime {
 
  private:
   absl::StatusOr<CUcontext> ContextOf(int device) {
+    MutexLock lock(mu_);
     if (device < 0 || static_cast<size_t>(device) >= of_device_.size()) {
       return absl::UnavailableError(
           absl::StrCat("device: ", device, ", but there are ", of_device_.size()));
     }
-    MutexLock lock(mu_);
     CUcontext& context = of_device_[device];
     if (context == nullptr) {
       const absl::StatusOr<CUcontext> made = contexts_.Of(device);
@@ -419,7 +419,7 @@ class CudaRuntime final : public GpuRuntime {
 
   const PrimaryContexts contexts_;
   Mutex mu_;
-  std::vector<CUcontext> of_device_ ABSL_GUARDED_BY(mu_);  // never resized
+  std::vector<CUcontext> of_device_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace

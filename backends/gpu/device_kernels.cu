@@ -2,8 +2,10 @@
 
 #include <algorithm>
 
+#include "kvcache/backends/gpu/copy_pages.h"
+#include "kvcache/backends/gpu/copy_pieces.h"
 #include "kvcache/backends/gpu/device_kernels.h"
-#include "kvcache/backends/gpu/kernel_index.h"
+#include "kvcache/backends/gpu/kernel_units.h"
 
 namespace kvcache {
 namespace {
@@ -59,52 +61,6 @@ __global__ void __launch_bounds__(kThreads)
     if (following >= tiles) return;
     tile = following;
   }
-}
-
-// Where a kernel finds the parts and the page table: in memory, the parts in the host's, or among
-// its arguments, where reading them costs nothing. All arguments have at most 4 KiB.
-struct ByPointer {
-  const PartOfTokens* parts;
-  const int32_t* page_table;
-
-  __device__ PartOfTokens Part(uint32_t part) const { return parts[part]; }
-  __device__ int32_t Page(uint32_t page) const { return page_table[page]; }
-};
-
-struct ByValue {
-  static constexpr uint32_t kMostParts = 64;
-  static constexpr uint32_t kMostPages = 512;
-
-  PartOfTokens parts[kMostParts];
-  const int32_t* page_table;  // null: here
-  uint32_t first_page;
-  int32_t pages[kMostPages];  // from first_page on
-
-  __device__ const PartOfTokens& Part(uint32_t part) const { return parts[part]; }
-  __device__ int32_t Page(uint32_t page) const {
-    return page_table == nullptr ? pages[page - first_page] : page_table[page];
-  }
-};
-
-// REQUIRES: there are at most kMostParts.
-ByValue ValuesOf(const PagedCopy& copy) {
-  ByValue values = {};
-  std::copy_n(copy.parts, copy.num_parts, values.parts);
-  values.page_table = copy.page_table;
-  if (copy.host_page_table == nullptr) return values;
-  uint32_t first = UINT32_MAX;
-  uint32_t last = 0;
-  for (uint32_t i = 0; i < copy.num_parts; ++i) {
-    const PartOfTokens& part = copy.parts[i];
-    if (part.tokens == 0) continue;
-    first = std::min(first, part.first_token / copy.page_tokens);
-    last = std::max(last, (part.first_token + part.tokens - 1) / copy.page_tokens);
-  }
-  if (first > last || last - first >= ByValue::kMostPages) return values;
-  std::copy_n(copy.host_page_table + first, last - first + 1, values.pages);
-  values.page_table = nullptr;
-  values.first_page = first;
-  return values;
 }
 
 // blockIdx.x: a tile; blockIdx.y: a part.
@@ -186,8 +142,10 @@ int LaunchCopyPieces(const CopyPiece* pieces, size_t num_pieces, void* stream) {
 int LaunchPagedCopy(const PagedCopy& copy, void* stream) {
   const PagedShape shape = ShapeOf(copy);
   const auto on = static_cast<cudaStream_t>(stream);
-  if (copy.num_parts <= ByValue::kMostParts) return Launch(copy, shape, ValuesOf(copy), on);
-  return Launch(copy, shape, ByPointer{copy.parts, copy.page_table}, on);
+  if (copy.num_parts <= PagesByValue::kMostParts) {
+    return Launch(copy, shape, PagesByValue::Of(copy), on);
+  }
+  return Launch(copy, shape, PagesByPointer{copy.parts, copy.page_table}, on);
 }
 
 }  // namespace kvcache

@@ -1,15 +1,15 @@
-// What the kernels do, thread by thread, on this processor.
-#include "kvcache/backends/gpu/kernel_index.h"
+#include "kvcache/backends/gpu/copy_pages.h"
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <numeric>
 #include <random>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "kvcache/backends/gpu/host_access.h"
+#include "kvcache/core/kv_layout.h"
 #include "kvcache/core/paged_kv.h"
 
 namespace kvcache {
@@ -30,130 +30,6 @@ TEST(DivisorTest, IsDivision) {
   }
 }
 
-// Counts the stores to each byte of a buffer.
-class Stores {
- public:
-  explicit Stores(std::vector<std::byte>* memory)
-      : begin_(memory->data()), counts_(memory->size()) {
-    active_ = this;
-  }
-  ~Stores() { active_ = nullptr; }
-  static void Count(const std::byte* at, size_t bytes) {
-    for (size_t i = 0; i < bytes; ++i) ++active_->counts_[at - active_->begin_ + i];
-  }
-  size_t Sum() const { return std::accumulate(counts_.begin(), counts_.end(), size_t{0}); }
-  int Most() const { return *std::max_element(counts_.begin(), counts_.end()); }
-
- private:
-  static inline Stores* active_ = nullptr;
-  const std::byte* const begin_;
-  std::vector<int> counts_;
-};
-
-template <uint32_t kBytes>
-struct HostAccess {
-  struct Unit {
-    std::byte bytes[kBytes];
-  };
-  Unit Load(const std::byte* from) const {
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(from) % kBytes, 0u);
-    Unit unit;
-    std::memcpy(&unit, from, kBytes);
-    return unit;
-  }
-  void Store(std::byte* to, const Unit& unit) const {
-    EXPECT_EQ(reinterpret_cast<uintptr_t>(to) % kBytes, 0u);
-    std::memcpy(to, &unit, kBytes);
-    Stores::Count(to, kBytes);
-  }
-};
-
-std::vector<std::byte> RandomBytes(size_t size, uint32_t seed) {
-  std::mt19937 random(seed);
-  std::vector<std::byte> bytes(size);
-  for (std::byte& byte : bytes) byte = static_cast<std::byte>(random());
-  return bytes;
-}
-
-// --- Pieces
-
-TEST(PieceUnitsTest, AreTheLargestThatBothSidesHave) {
-  alignas(16) std::byte memory[64] = {};
-  const auto units = [&](size_t to, size_t from, size_t bytes) {
-    return UnitsOf({memory + to, memory + from, bytes});
-  };
-  EXPECT_EQ(units(0, 32, 33).unit_bytes, 16u);
-  EXPECT_EQ(units(0, 32, 33).units, 2u);
-  EXPECT_EQ(units(0, 32, 33).tail, 1u);
-  EXPECT_EQ(units(5, 37, 24).unit_bytes, 16u) << "both are 5 bytes behind a unit";
-  EXPECT_EQ(units(5, 37, 24).head, 11u);
-  EXPECT_EQ(units(5, 37, 3).head, 3u);
-  EXPECT_EQ(units(5, 37, 3).units, 0u);
-  EXPECT_EQ(units(8, 32, 24).unit_bytes, 8u);
-  EXPECT_EQ(units(0, 36, 24).unit_bytes, 4u);
-  EXPECT_EQ(units(0, 38, 24).unit_bytes, 2u);
-  EXPECT_EQ(units(0, 33, 24).unit_bytes, 1u);
-}
-
-TEST(PieceTilesTest, CoverEveryPieceAndStayFew) {
-  for (size_t pieces : {1, 2, 1000, 10000, 1000000}) {
-    for (uint64_t units = 0; units < kMostKernelBytes; units = units * 3 / 2 + 1) {
-      const PieceTiles tiles = PieceTiles::Of(pieces, static_cast<uint32_t>(units));
-      ASSERT_GE(uint64_t{tiles.tile_units} << tiles.tiles_shift, units);
-      ASSERT_LE(pieces << tiles.tiles_shift, std::max<size_t>(pieces, 1 << 17));
-    }
-  }
-  EXPECT_EQ(PieceTiles::Of(10000, 512).tiles_shift, 0u) << "8 KiB are one warp's work";
-  EXPECT_EQ(PieceTiles::Of(10000, 1024).tiles_shift, 1u);
-  EXPECT_EQ(PieceTiles::Of(1, 1 << 22).tiles_shift, 13u) << "64 MiB are everybody's";
-}
-
-// As CopyPiecesKernel does, with `warps` in the whole grid.
-void RunPieces(const std::vector<CopyPiece>& pieces, uint64_t warps) {
-  uint32_t most_units = 0;
-  for (const CopyPiece& piece : pieces) most_units = std::max(most_units, UnitsOf(piece).units);
-  const PieceTiles numbering = PieceTiles::Of(pieces.size(), most_units);
-  const uint64_t tiles = uint64_t{pieces.size()} << numbering.tiles_shift;
-  for (uint64_t warp = 0; warp < warps; ++warp) {
-    for (uint64_t tile = warp; tile < tiles; tile += warps) {
-      const uint32_t in_piece = static_cast<uint32_t>(tile) & ((1u << numbering.tiles_shift) - 1);
-      for (uint32_t lane = 0; lane < kWarp; ++lane) {
-        CopyPieceTile<HostAccess>(pieces[tile >> numbering.tiles_shift], numbering.tile_units,
-                                  in_piece, lane);
-      }
-    }
-  }
-}
-
-TEST(CopyPiecesTest, EveryByteOnceAtAnyAlignment) {
-  std::mt19937 random(3);
-  for (int round = 0; round < 30; ++round) {
-    const std::vector<std::byte> from = RandomBytes(400000, round);
-    std::vector<std::byte> to(400000, std::byte{0xEE});
-    std::vector<std::byte> expected = to;
-    std::vector<CopyPiece> pieces;
-    size_t bytes = 0;
-    for (size_t at = 0; at < to.size();) {
-      at += random() % 40;
-      const size_t most = round % 3 == 0 ? 50 : round % 3 == 1 ? 20000 : 200000;
-      const size_t size = std::min<size_t>(to.size() - std::min(at, to.size()), random() % most);
-      if (size == 0) continue;
-      const size_t source = random() % (from.size() - size);
-      pieces.push_back({to.data() + at, from.data() + source, size});
-      std::copy_n(from.begin() + source, size, expected.begin() + at);
-      at += size;
-      bytes += size;
-    }
-    const Stores stores(&to);
-    RunPieces(pieces, 1 + random() % 100);
-    ASSERT_TRUE(to == expected) << "round " << round;
-    ASSERT_EQ(stores.Sum(), bytes);
-    ASSERT_LE(stores.Most(), 1);
-  }
-}
-
-// --- Pages
-
 struct Shape {
   DType dtype;
   uint32_t heads, head_dim, page_tokens;
@@ -162,16 +38,17 @@ struct Shape {
 };
 
 // As CopyPagesKernel does.
-void RunPages(const PagedCopy& copy) {
+template <typename Descriptors>
+void RunPages(const PagedCopy& copy, const Descriptors& descriptors) {
   const PagedShape shape = ShapeOf(copy);
   const uint32_t tiles = TilesOfPart(shape, copy.most_tokens);
   for (uint32_t p = 0; p < copy.num_parts; ++p) {
-    const PartOfTokens& part = copy.parts[p];
+    const PartOfTokens part = descriptors.Part(p);
     for (uint32_t t = 0; t < tiles; ++t) {
       const PagedTile tile = TileOf(shape, part, t);
       ASSERT_LE(tile.pages, kMostTilePages);
-      const std::vector<int32_t> pages(copy.page_table + tile.first_page,
-                                       copy.page_table + tile.first_page + tile.pages);
+      std::vector<int32_t> pages(tile.pages);
+      for (uint32_t i = 0; i < tile.pages; ++i) pages[i] = descriptors.Page(tile.first_page + i);
       for (uint32_t thread = 0; thread < kThreads; ++thread) {
         const auto run = [&](const auto& access) {
           CopyTile(copy, shape, part, tile, pages.data(), thread, access);
@@ -261,10 +138,12 @@ void CopyPagesTest::Check(bool k_then_v, size_t padding) {
                     .parts = parts.data(),
                     .num_parts = static_cast<uint32_t>(parts.size()),
                     .most_tokens = most_tokens,
-                    .alignment = alignment};
+                    .alignment = alignment,
+                    .host_page_table = table.data()};
+  ASSERT_LE(copy.num_parts, PagesByValue::kMostParts);
   {
     const Stores stores(&blocks);
-    RunPages(copy);
+    RunPages(copy, PagesByPointer{copy.parts, copy.page_table});
     EXPECT_TRUE(blocks == expected);
     EXPECT_EQ(stores.Sum(), bytes);
     EXPECT_EQ(stores.Most(), 1);
@@ -296,8 +175,10 @@ void CopyPagesTest::Check(bool k_then_v, size_t padding) {
   copy.k = other.layers[0].k;
   copy.v = other.layers[0].v;
   copy.to_pages = true;
+  const PagesByValue values = PagesByValue::Of(copy);
+  EXPECT_EQ(values.page_table, nullptr);
   const Stores stores(&by_kernel);
-  RunPages(copy);
+  RunPages(copy, values);
   EXPECT_TRUE(by_kernel == scattered);
   EXPECT_EQ(stores.Sum(), bytes - skipped);
   EXPECT_EQ(stores.Most(), 1);
@@ -308,6 +189,33 @@ TEST_P(CopyPagesTest, EqualsTheHost) {
   Check(/*k_then_v=*/false, /*padding=*/0);
   Check(/*k_then_v=*/true, /*padding=*/0);
   Check(/*k_then_v=*/false, /*padding=*/DTypeSize(GetParam().dtype));
+}
+
+TEST(PagesByValueTest, HoldThePagesOfTheirPartsOrPointToAll) {
+  constexpr uint32_t kPageTokens = 16;
+  std::vector<int32_t> table(2000);
+  std::iota(table.begin(), table.end(), 5000);
+  std::vector<PartOfTokens> parts = {{nullptr, 700, 40, 64}, {nullptr, 9, 0, 64}};
+  PagedCopy copy = {};
+  copy.page_tokens = kPageTokens;
+  copy.page_table = table.data();
+  copy.parts = parts.data();
+  copy.num_parts = 2;
+  EXPECT_EQ(PagesByValue::Of(copy).page_table, table.data()) << "the host cannot read it";
+  copy.host_page_table = table.data();
+  const auto expect_pages = [&](uint32_t first, uint32_t last) {
+    const PagesByValue values = PagesByValue::Of(copy);
+    EXPECT_EQ(values.page_table, nullptr);
+    for (uint32_t i = first; i <= last; ++i) ASSERT_EQ(values.Page(i), 5000 + static_cast<int>(i));
+  };
+  expect_pages(43, 46);
+  parts[1] = {nullptr, (43 + PagesByValue::kMostPages - 1) * kPageTokens, kPageTokens, 64};
+  expect_pages(43, 43 + PagesByValue::kMostPages - 1);
+  ++parts[1].tokens;
+  const PagesByValue values = PagesByValue::Of(copy);
+  EXPECT_EQ(values.page_table, table.data()) << "too many";
+  EXPECT_EQ(values.Page(1999), 6999);
+  EXPECT_EQ(values.Part(1).tokens, kPageTokens + 1);
 }
 
 constexpr auto kNhd = PagedKv::Order::kTokenHeadDim;

@@ -1,30 +1,15 @@
-// Which bytes a thread of a kernel copies: arithmetic and loops that the host can run, and test,
-// too.
-#ifndef KVCACHE_BACKENDS_GPU_KERNEL_INDEX_H_
-#define KVCACHE_BACKENDS_GPU_KERNEL_INDEX_H_
+// Pages, thread by thread: a block of threads takes a tile of a part, of K and of V, at a time.
+#ifndef KVCACHE_BACKENDS_GPU_COPY_PAGES_H_
+#define KVCACHE_BACKENDS_GPU_COPY_PAGES_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
 #include "kvcache/backends/gpu/device_kernels.h"
-
-#if defined(__CUDACC__)
-#define KVCACHE_HOST_DEVICE __host__ __device__ __forceinline__
-#define KVCACHE_DEVICE __device__ __forceinline__
-#define KVCACHE_UNROLL _Pragma("unroll")
-#else
-#define KVCACHE_HOST_DEVICE inline
-#define KVCACHE_DEVICE inline
-#define KVCACHE_UNROLL
-#endif
+#include "kvcache/backends/gpu/kernel_units.h"
 
 namespace kvcache {
-
-// Threads of a block.
-inline constexpr uint32_t kThreads = 256;
-// Loads that a thread has under way before it stores the first: enough for the latency of any
-// memory, with as many threads as there are.
-inline constexpr uint32_t kInFlight = 4;
 
 // Division of numbers below 2^31 by one that is known before: a multiplication and a shift.
 // Granlund and Montgomery, "Division by Invariant Integers using Multiplication", PLDI 1994, figure
@@ -51,118 +36,6 @@ struct Divisor {
     return (high + n) >> shift;
   }
 };
-
-// The largest power of two, up to `most`, that divides everything or-ed into `bits`.
-KVCACHE_HOST_DEVICE uint32_t UnitOf(uint64_t bits, uint32_t most) {
-  const uint32_t low = static_cast<uint32_t>(bits) | most;
-  return low & -low;
-}
-
-// In the loops below, Access<bytes> says how to Load and Store a Unit of 16, 8, 4, 2 or 1 bytes.
-
-// --- Pieces. A warp takes a tile of a piece at a time.
-
-inline constexpr uint32_t kWarp = 32;
-
-// A piece as bytes before the first unit, units, and bytes behind them.
-struct PieceUnits {
-  uint32_t unit_bytes;  // both sides have units of it at the same bytes
-  uint32_t head;
-  uint32_t units;
-  uint32_t tail;
-};
-
-KVCACHE_HOST_DEVICE PieceUnits UnitsOf(const CopyPiece& piece) {
-  const auto to = reinterpret_cast<uintptr_t>(piece.to);
-  const uint32_t bytes = static_cast<uint32_t>(piece.bytes);
-  const uint32_t unit = UnitOf(to ^ reinterpret_cast<uintptr_t>(piece.from), 16);
-  uint32_t head = static_cast<uint32_t>(-to) & (unit - 1);
-  if (head > bytes) head = bytes;
-  const uint32_t units = (bytes - head) / unit;
-  return {unit, head, units, bytes - head - units * unit};
-}
-
-// How the tiles of all pieces are numbered: piece i has those from i << tiles_shift on, more than
-// it needs where others are larger.
-struct PieceTiles {
-  uint32_t tile_units;
-  uint32_t tiles_shift;
-
-  // A warp has enough to do with the least; more tiles than that only where there are few pieces,
-  // so that one large piece is everybody's work, and many small ones beside it cost little.
-  // REQUIRES: there are pieces; none has more units.
-  static PieceTiles Of(size_t num_pieces, uint32_t most_units) {
-    constexpr uint32_t kLeast = 4 * kInFlight * kWarp;
-    constexpr uint64_t kMostTiles = uint64_t{1} << 17;
-    uint32_t tiles_shift = 0;
-    while (most_units > uint64_t{kLeast} << tiles_shift &&
-           uint64_t{num_pieces} << (tiles_shift + 1) <= kMostTiles) {
-      ++tiles_shift;
-    }
-    const uint32_t each = static_cast<uint32_t>(
-        (uint64_t{most_units} + (uint64_t{1} << tiles_shift) - 1) >> tiles_shift);
-    return {each < kLeast ? kLeast : each, tiles_shift};
-  }
-};
-
-template <typename Access>
-KVCACHE_DEVICE void CopyUnits(std::byte* to, const std::byte* from, uint32_t first, uint32_t end,
-                              uint32_t lane, const Access& access) {
-  using Unit = typename Access::Unit;
-  for (uint32_t i = first + lane; i < end; i += kInFlight * kWarp) {
-    Unit units[kInFlight];
-    KVCACHE_UNROLL
-    for (uint32_t j = 0; j < kInFlight; ++j) {
-      const uint32_t at = i + j * kWarp;
-      if (at < end) units[j] = access.Load(from + size_t{at} * sizeof(Unit));
-    }
-    KVCACHE_UNROLL
-    for (uint32_t j = 0; j < kInFlight; ++j) {
-      const uint32_t at = i + j * kWarp;
-      if (at < end) access.Store(to + size_t{at} * sizeof(Unit), units[j]);
-    }
-  }
-}
-
-// What a lane of the warp copies of a tile of a piece.
-template <template <uint32_t> class Access>
-KVCACHE_DEVICE void CopyPieceTile(const CopyPiece& piece, uint32_t tile_units, uint32_t tile,
-                                  uint32_t lane) {
-  const PieceUnits shape = UnitsOf(piece);
-  std::byte* const to = piece.to + shape.head;
-  const std::byte* const from = piece.from + shape.head;
-  const uint64_t first = uint64_t{tile} * tile_units;
-  if (first < shape.units) {
-    const uint32_t end =
-        shape.units - first < tile_units ? shape.units : static_cast<uint32_t>(first) + tile_units;
-    const uint32_t begin = static_cast<uint32_t>(first);
-    switch (shape.unit_bytes) {
-      case 16:
-        CopyUnits(to, from, begin, end, lane, Access<16>());
-        break;
-      case 8:
-        CopyUnits(to, from, begin, end, lane, Access<8>());
-        break;
-      case 4:
-        CopyUnits(to, from, begin, end, lane, Access<4>());
-        break;
-      case 2:
-        CopyUnits(to, from, begin, end, lane, Access<2>());
-        break;
-      default:
-        CopyUnits(to, from, begin, end, lane, Access<1>());
-    }
-  }
-  if (tile > 0) return;
-  const Access<1> byte;
-  if (lane < shape.head) byte.Store(piece.to + lane, byte.Load(piece.from + lane));
-  if (lane < shape.tail) {
-    const size_t at = size_t{shape.units} * shape.unit_bytes + lane;
-    byte.Store(to + at, byte.Load(from + at));
-  }
-}
-
-// --- Pages. A block of threads takes a tile of a part, of K and of V, at a time.
 
 inline constexpr uint32_t kTileUnits = kThreads * kInFlight;
 // A tile is of at most as many tokens as it has units.
@@ -274,6 +147,54 @@ KVCACHE_DEVICE void CopyTile(const PagedCopy& copy, const PagedShape& shape,
   }
 }
 
+// --- Where a kernel finds the parts and the page table
+
+// In memory, the parts in the host's.
+struct PagesByPointer {
+  const PartOfTokens* parts;
+  const int32_t* page_table;
+
+  KVCACHE_HOST_DEVICE PartOfTokens Part(uint32_t part) const { return parts[part]; }
+  KVCACHE_HOST_DEVICE int32_t Page(uint32_t page) const { return page_table[page]; }
+};
+
+// Among its arguments, where reading them costs nothing. All arguments have at most 4 KiB.
+struct PagesByValue {
+  static constexpr uint32_t kMostParts = 64;
+  static constexpr uint32_t kMostPages = 512;
+
+  PartOfTokens parts[kMostParts];
+  const int32_t* page_table;  // null: here
+  uint32_t first_page;
+  int32_t pages[kMostPages];  // from first_page on
+
+  // REQUIRES: there are at most kMostParts.
+  static PagesByValue Of(const PagedCopy& copy) {
+    PagesByValue values = {};
+    std::copy_n(copy.parts, copy.num_parts, values.parts);
+    values.page_table = copy.page_table;
+    if (copy.host_page_table == nullptr) return values;
+    uint32_t first = UINT32_MAX;
+    uint32_t last = 0;
+    for (uint32_t i = 0; i < copy.num_parts; ++i) {
+      const PartOfTokens& part = copy.parts[i];
+      if (part.tokens == 0) continue;
+      first = std::min(first, part.first_token / copy.page_tokens);
+      last = std::max(last, (part.first_token + part.tokens - 1) / copy.page_tokens);
+    }
+    if (first > last || last - first >= kMostPages) return values;
+    std::copy_n(copy.host_page_table + first, last - first + 1, values.pages);
+    values.page_table = nullptr;
+    values.first_page = first;
+    return values;
+  }
+
+  KVCACHE_HOST_DEVICE const PartOfTokens& Part(uint32_t part) const { return parts[part]; }
+  KVCACHE_HOST_DEVICE int32_t Page(uint32_t page) const {
+    return page_table == nullptr ? pages[page - first_page] : page_table[page];
+  }
+};
+
 }  // namespace kvcache
 
-#endif  // KVCACHE_BACKENDS_GPU_KERNEL_INDEX_H_
+#endif  // KVCACHE_BACKENDS_GPU_COPY_PAGES_H_
