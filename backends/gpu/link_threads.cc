@@ -1,11 +1,18 @@
 #include "kvcache/backends/gpu/link_threads.h"
 
+#include <chrono>
 #include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace kvcache {
+namespace {
+
+// How long a waiter stays without work: a thread costs its maker more than a copy does.
+constexpr std::chrono::seconds kLinger{1};
+
+}  // namespace
 
 absl::Status LinkThreads::Start() {
   try {
@@ -20,9 +27,11 @@ absl::Status LinkThreads::Start() {
 LinkThreads::~LinkThreads() {
   {
     MutexLock lock(mu_);
-    while (!waiters_.empty()) changed_.Wait(mu_);
-    stopping_ = true;
-    changed_.NotifyAll();
+    stop_ = Stop::kWaiters;
+    for (auto& [stream, waiter] : waiters_) waiter.wake.NotifyOne();
+    while (!waiters_.empty()) waiter_ended_.Wait(mu_);
+    stop_ = Stop::kAll;
+    work_.NotifyAll();
   }
   for (std::thread& worker : workers_) worker.join();
   MutexLock lock(mu_);
@@ -32,7 +41,7 @@ LinkThreads::~LinkThreads() {
 void LinkThreads::Run(std::function<void()> work) {
   MutexLock lock(mu_);
   queue_.push_back(std::move(work));
-  changed_.NotifyAll();
+  work_.NotifyOne();
 }
 
 void LinkThreads::Work() {
@@ -41,7 +50,7 @@ void LinkThreads::Work() {
     std::function<void()> work;
     {
       MutexLock lock(mu_);
-      while (queue_.empty() && !stopping_) changed_.Wait(mu_);
+      while (queue_.empty() && stop_ != Stop::kAll) work_.Wait(mu_);
       if (queue_.empty()) return;
       work = std::move(queue_.front());
       queue_.pop_front();
@@ -58,6 +67,7 @@ void LinkThreads::RunAfter(GpuStream stream, EventRef event,
     ended.swap(ended_);
     Waiter& waiter = waiters_[stream];
     waiter.queue.push_back({std::move(event), std::move(work)});
+    waiter.wake.NotifyOne();
     if (!waiter.thread.joinable()) {
       try {
         waiter.thread = std::thread([this, stream] { Wait(stream); });
@@ -67,7 +77,7 @@ void LinkThreads::RunAfter(GpuStream stream, EventRef event,
         waiters_.erase(stream);
         queue_.push_back(
             [this, awaited = std::move(awaited)] { awaited.work(options_.wait(*awaited.event)); });
-        changed_.NotifyAll();
+        work_.NotifyOne();
       }
     }
   }
@@ -80,15 +90,21 @@ void LinkThreads::Wait(GpuStream stream) {
     Awaited awaited;
     {
       MutexLock lock(mu_);
-      const auto waiter = waiters_.find(stream);
-      if (waiter->second.queue.empty()) {
-        ended_.push_back(std::move(waiter->second.thread));
-        waiters_.erase(waiter);
-        changed_.NotifyAll();
+      const auto it = waiters_.find(stream);
+      Waiter& waiter = it->second;
+      const auto end = std::chrono::steady_clock::now() + kLinger;
+      while (waiter.queue.empty() && stop_ == Stop::kNot &&
+             std::chrono::steady_clock::now() < end) {
+        waiter.wake.WaitUntil(mu_, end);
+      }
+      if (waiter.queue.empty()) {
+        ended_.push_back(std::move(waiter.thread));
+        waiters_.erase(it);
+        waiter_ended_.NotifyAll();
         return;
       }
-      awaited = std::move(waiter->second.queue.front());
-      waiter->second.queue.pop_front();
+      awaited = std::move(waiter.queue.front());
+      waiter.queue.pop_front();
     }
     absl::Status fired = options_.wait(*awaited.event);
     Run([work = std::move(awaited.work), fired = std::move(fired)] { work(fired); });

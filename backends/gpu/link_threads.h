@@ -50,9 +50,10 @@ class LinkThreads {
     EventRef event;
     std::function<void(const absl::Status& fired)> work;
   };
-  // Ends when there is nothing to wait for any more; the next call makes another.
+  // Ends after a while without anything to wait for; the next call makes another.
   struct Waiter {
     std::deque<Awaited> queue;
+    CondVar wake;
     std::thread thread;
   };
 
@@ -61,11 +62,13 @@ class LinkThreads {
 
   const Options options_;
   Mutex mu_;
-  CondVar changed_;
+  CondVar work_;
   std::deque<std::function<void()>> queue_ ABSL_GUARDED_BY(mu_);
   std::map<GpuStream, Waiter> waiters_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::thread> ended_ ABSL_GUARDED_BY(mu_);  // waiters, to be joined
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  CondVar waiter_ended_;
+  std::vector<std::thread> ended_ ABSL_GUARDED_BY(mu_);  // to be joined
+  enum class Stop { kNot, kWaiters, kAll };
+  Stop stop_ ABSL_GUARDED_BY(mu_) = Stop::kNot;
   std::vector<std::thread> workers_;
 };
 
