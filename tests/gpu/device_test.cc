@@ -1,5 +1,6 @@
 // The backends and kernels on a GPU of this machine. Without one each test is skipped, or fails
 // with KVCACHE_REQUIRE_GPU=1.
+#include <cuda.h>
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -7,6 +8,7 @@
 #include <memory>
 #include <numeric>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -112,6 +114,37 @@ TEST_F(DeviceTest, KernelCopiesPiecesOfAnySizeAndAlignment) {
   ASSERT_CUDA(cudaMemcpy(seen.data(), to, kBytes, cudaMemcpyDeviceToHost));
   EXPECT_TRUE(seen == expected);
   ASSERT_CUDA(cudaFreeHost(list));
+}
+
+TEST_F(DeviceTest, ThreadsKeepTheContextThatTheyHadOrNone) {
+  void* found = nullptr;
+  cudaDriverEntryPointQueryResult result;
+  ASSERT_CUDA(cudaGetDriverEntryPointByVersion("cuCtxGetCurrent", &found, 12000, cudaEnableDefault,
+                                               &result));
+  const auto get_current = reinterpret_cast<decltype(&cuCtxGetCurrent)>(found);
+  const auto current = [&] {
+    CUcontext context = nullptr;
+    EXPECT_EQ(get_current(&context), CUDA_SUCCESS);
+    return context;
+  };
+  const auto use = [&] {
+    const absl::StatusOr<GpuStream> made = runtime_->CreateStream(0);
+    ASSERT_TRUE(made.ok()) << made.status();
+    EXPECT_TRUE(runtime_->DestroyStream(0, *made).ok());
+  };
+  const CUcontext of_device = current();
+  ASSERT_NE(of_device, nullptr);
+  use();
+  EXPECT_EQ(current(), of_device);
+  std::thread([&] {
+    EXPECT_EQ(current(), nullptr);
+    use();
+    EXPECT_EQ(current(), nullptr);
+    runtime_->UseThreadFor(0);
+    EXPECT_EQ(current(), of_device) << "the one that the runtime works in";
+    use();
+    EXPECT_EQ(current(), of_device);
+  }).join();
 }
 
 TEST_F(DeviceTest, BatchesCopyBothWays) {
@@ -247,9 +280,11 @@ class DevicePagesTest : public DeviceTest, public testing::WithParamInterface<Pa
       ASSERT_TRUE(part == expected[i]) << "saved part " << i;
     }
 
+    // The first tokens of some parts stay out.
     std::vector<PagedReadOp> reads;
     for (const PagedWriteOp& op : writes) {
-      reads.push_back({op.destination, op.offset, op.part, op.tokens, 0});
+      reads.push_back({op.destination, op.offset, op.part, op.tokens, 0,
+                       static_cast<uint32_t>(random.Below(3) * op.tokens.count / 3)});
     }
     std::reverse(table.begin(), table.end());
     const Transfer loaded = backend.ReadPages(on_device, table, reads, stream());
@@ -263,7 +298,8 @@ class DevicePagesTest : public DeviceTest, public testing::WithParamInterface<Pa
     PagedKv reference = on_host;
     Place(&reference, wanted.data(), {});
     for (size_t i = 0; i < writes.size(); ++i) {
-      ScatterPart(reference, table, writes[i].part, writes[i].tokens, expected[i].data());
+      ScatterPart(reference, table, writes[i].part, writes[i].tokens, expected[i].data(), nullptr,
+                  reads[i].skip_tokens);
     }
     EXPECT_TRUE(seen == wanted) << "loaded";
     for (const Extent& extent : extents) backend.Free(extent);
