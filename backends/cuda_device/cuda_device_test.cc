@@ -335,13 +335,17 @@ TEST_F(CudaDeviceTest, ARefusedWaitForgetsNoEarlierCopy) {
   }
 }
 
-TEST_F(CudaDeviceTest, TheDefaultStreamIsRefused) {
+TEST_F(CudaDeviceTest, DefaultStreamsAreRefused) {
   Use({}, {.capacity_bytes = 64 * kKiB});
   const Extent extent = *backend_->Allocate(kKiB);
-  const Stream stream = {kDevice, nullptr};
-  EXPECT_TRUE(absl::IsInvalidArgument(
-      Write(extent, Pinned(kKiB), {MemoryKind::kPinnedHost}, stream).Wait()));
-  EXPECT_TRUE(absl::IsInvalidArgument(backend_->After(stream).Wait()));
+  const MutableBytes host = Pinned(kKiB);
+  // Null, cudaStreamLegacy and cudaStreamPerThread.
+  for (uintptr_t handle : {0, 1, 2}) {
+    const Stream stream = {kDevice, reinterpret_cast<void*>(handle)};
+    EXPECT_TRUE(
+        absl::IsInvalidArgument(Write(extent, host, {MemoryKind::kPinnedHost}, stream).Wait()));
+    EXPECT_TRUE(absl::IsInvalidArgument(backend_->After(stream).Wait()));
+  }
   backend_->Free(extent);
 }
 

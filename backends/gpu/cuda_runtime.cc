@@ -2,18 +2,21 @@
 
 #include <cuda.h>
 #include <cuda_runtime_api.h>
+#include <dlfcn.h>
 
+#include <atomic>
+#include <memory>
 #include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
-#include "kvcache/core/mutex.h"
 
 namespace kvcache {
 namespace {
 
-absl::StatusCode CodeOf(cudaError_t error) {
+// The driver has the same numbers; of those that its headers alone have names for, or that are
+// newer than the oldest toolkit's, the number is given.
+absl::StatusCode CodeOf(int error) {
   switch (error) {
     case cudaErrorMemoryAllocation:
     case cudaErrorLaunchOutOfResources:
@@ -28,6 +31,8 @@ absl::StatusCode CodeOf(cudaError_t error) {
     case cudaErrorCompatNotSupportedOnDevice:
     case cudaErrorDevicesUnavailable:
     case cudaErrorCudartUnloading:
+    case cudaErrorNoKernelImageForDevice:
+    case cudaErrorUnsupportedPtxVersion:
       return absl::StatusCode::kUnavailable;
     // After these the context is of no use: every later call returns them.
     case cudaErrorECCUncorrectable:
@@ -43,26 +48,17 @@ absl::StatusCode CodeOf(cudaError_t error) {
     case cudaErrorContextIsDestroyed:
     case cudaErrorNvlinkUncorrectable:
     case cudaErrorMpsConnectionFailed:
+    case cudaErrorMpsClientTerminated:
     case cudaErrorExternalDevice:
     case cudaErrorUnknown:
+    case CUDA_ERROR_INVALID_CONTEXT:
+    case 226:  // cudaErrorContained
+    case 721:  // cudaErrorTensorMemoryLeak
       return absl::StatusCode::kInternal;
     default:
       return absl::StatusCode::kInvalidArgument;
   }
 }
-
-// While an engine records a CUDA graph, other threads must not be refused what they call, nor spoil
-// the recording.
-class BesideCapture {
- public:
-  BesideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~BesideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  BesideCapture(const BesideCapture&) = delete;
-  BesideCapture& operator=(const BesideCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
 
 // Takes the error off the thread, where it would be found by whoever calls CUDA next.
 absl::Status Result(const char* call, cudaError_t error) {
@@ -73,30 +69,38 @@ absl::Status Result(const char* call, cudaError_t error) {
                                    static_cast<int>(error), "): ", cudaGetErrorString(error)));
 }
 
-// Of the driver, whose errors have the numbers of the runtime's.
+// Of the driver, which leaves nothing behind on the thread.
 absl::Status Result(const char* call, CUresult error) {
-  return Result(call, static_cast<cudaError_t>(error));
+  if (error == CUDA_SUCCESS) return absl::OkStatus();
+  return absl::Status(CodeOf(error), absl::StrCat(call, ": error ", static_cast<int>(error)));
 }
 
-// The devices' primary contexts, which are those that the runtime works in, by the driver's calls:
-// they put back what was current on a thread. cudaSetDevice() cannot: a thread of the engine that
-// has used no device so far would be left with one, and with a context in its memory.
-class PrimaryContexts {
+// The driver's calls that put a thread's state back as it was, also where it had none. The runtime
+// has no such calls: cudaSetDevice() would leave a thread of the engine that has used no device so
+// far with one, and with a context in its memory. They are looked up in the driver that the runtime
+// has loaded, since asking the runtime for them would make a context, too.
+class Driver {
  public:
-  static absl::StatusOr<PrimaryContexts> Find() {
-    PrimaryContexts contexts;
-    absl::Status status = Load("cuDeviceGet", &contexts.get_device_);
-    status.Update(Load("cuDevicePrimaryCtxRetain", &contexts.retain_));
-    status.Update(Load("cuCtxGetCurrent", &contexts.get_current_));
-    status.Update(Load("cuCtxSetCurrent", &contexts.set_current_));
-    status.Update(Load("cuCtxPushCurrent", &contexts.push_));
-    status.Update(Load("cuCtxPopCurrent", &contexts.pop_));
+  static absl::StatusOr<Driver> Find() {
+    void* const library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) {
+      return absl::UnavailableError(absl::StrCat("the CUDA driver cannot be opened: ", dlerror()));
+    }
+    Driver driver;
+    absl::Status status = Load(library, "cuDeviceGet", &driver.get_device_);
+    status.Update(Load(library, "cuDevicePrimaryCtxRetain", &driver.retain_));
+    status.Update(Load(library, "cuCtxGetCurrent", &driver.get_current_));
+    status.Update(Load(library, "cuCtxSetCurrent", &driver.set_current_));
+    status.Update(Load(library, "cuCtxPushCurrent_v2", &driver.push_));
+    status.Update(Load(library, "cuCtxPopCurrent_v2", &driver.pop_));
+    status.Update(Load(library, "cuThreadExchangeStreamCaptureMode", &driver.exchange_mode_));
     if (!status.ok()) return status;
-    return contexts;
+    return driver;
   }
 
-  // Made at its first use, and never released: the runtime does not either.
-  absl::StatusOr<CUcontext> Of(int device) const {
+  // The context of a device that the runtime works in. Made at its first use, which takes long, and
+  // never released: the runtime does not either.
+  absl::StatusOr<CUcontext> PrimaryContext(int device) const {
     CUdevice found;
     absl::Status status = Result("cuDeviceGet", get_device_(&found, device));
     CUcontext context = nullptr;
@@ -116,20 +120,14 @@ class PrimaryContexts {
     CUcontext context;
     pop_(&context);
   }
+  void ExchangeCaptureMode(CUstreamCaptureMode* mode) const { exchange_mode_(mode); }
 
  private:
   template <typename Function>
-  static absl::Status Load(const char* name, Function* function) {
-    constexpr unsigned kVersion = 12000;
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
-    absl::Status status = Result(
-        name, cudaGetDriverEntryPointByVersion(name, &found, kVersion, cudaEnableDefault, &result));
-    if (status.ok() && (found == nullptr || result != cudaDriverEntryPointSuccess)) {
-      status = absl::UnavailableError(absl::StrCat("the CUDA driver has no ", name));
-    }
-    *function = reinterpret_cast<Function>(found);
-    return status;
+  static absl::Status Load(void* library, const char* name, Function* function) {
+    *function = reinterpret_cast<Function>(dlsym(library, name));
+    if (*function != nullptr) return absl::OkStatus();
+    return absl::UnavailableError(absl::StrCat("the CUDA driver has no ", name));
   }
 
   decltype(&cuDeviceGet) get_device_;
@@ -138,6 +136,23 @@ class PrimaryContexts {
   decltype(&cuCtxSetCurrent) set_current_;
   decltype(&cuCtxPushCurrent) push_;
   decltype(&cuCtxPopCurrent) pop_;
+  decltype(&cuThreadExchangeStreamCaptureMode) exchange_mode_;
+};
+
+// While an engine records a CUDA graph, other threads must not be refused what they call, nor spoil
+// the recording.
+class BesideCapture {
+ public:
+  explicit BesideCapture(const Driver& driver) : driver_(driver) {
+    driver_.ExchangeCaptureMode(&mode_);
+  }
+  ~BesideCapture() { driver_.ExchangeCaptureMode(&mode_); }
+  BesideCapture(const BesideCapture&) = delete;
+  BesideCapture& operator=(const BesideCapture&) = delete;
+
+ private:
+  const Driver& driver_;
+  CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;
 };
 
 cudaStream_t StreamOf(GpuStream stream) { return static_cast<cudaStream_t>(stream); }
@@ -170,13 +185,13 @@ absl::StatusOr<int> CountDevices() {
 
 class CudaRuntime final : public GpuRuntime {
  public:
-  CudaRuntime(int devices, const PrimaryContexts& contexts)
-      : contexts_(contexts), of_device_(devices) {}
+  CudaRuntime(int devices, const Driver& driver) : driver_(driver), contexts_(devices) {}
 
   void UseThreadFor(int device) override {
+    const BesideCapture beside_capture(driver_);
     const absl::StatusOr<CUcontext> context = ContextOf(device);
     // Without it every call brings its own.
-    if (context.ok()) contexts_.SetCurrent(*context).IgnoreError();
+    if (context.ok()) driver_.SetCurrent(*context).IgnoreError();
   }
 
   absl::StatusOr<int> DeviceCount() override { return CountDevices(); }
@@ -195,6 +210,12 @@ class CudaRuntime final : public GpuRuntime {
     }
     if (!status.ok()) return status;
     return described;
+  }
+
+  absl::Status LoadKernels(int device) override {
+    const OnDevice on(*this, device);
+    if (!on.status().ok()) return on.status();
+    return Result("loading the kernels", static_cast<cudaError_t>(::kvcache::LoadKernels()));
   }
 
   absl::Status EnablePeer(int device, int peer) override {
@@ -286,20 +307,17 @@ class CudaRuntime final : public GpuRuntime {
 
   absl::Status Record(int device, GpuEvent event, GpuStream stream) override {
     const OnDevice on(*this, device);
-    if (!on.status().ok()) return on.status();
-    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
-    absl::Status status =
-        Result("cudaStreamIsCapturing", cudaStreamIsCapturing(StreamOf(stream), &capture));
+    absl::Status status = on.status();
+    if (status.ok()) status = CheckNoGraph(stream);
     if (!status.ok()) return status;
-    if (capture != cudaStreamCaptureStatusNone) {
-      return absl::InvalidArgumentError("the stream is recording a CUDA graph");
-    }
     return Result("cudaEventRecord", cudaEventRecord(EventOf(event), StreamOf(stream)));
   }
 
   absl::Status MakeWait(int device, GpuStream stream, GpuEvent event) override {
     const OnDevice on(*this, device);
-    if (!on.status().ok()) return on.status();
+    absl::Status status = on.status();
+    if (status.ok()) status = CheckNoGraph(stream);
+    if (!status.ok()) return status;
     return Result("cudaStreamWaitEvent",
                   cudaStreamWaitEvent(StreamOf(stream), EventOf(event), cudaEventWaitDefault));
   }
@@ -344,50 +362,53 @@ class CudaRuntime final : public GpuRuntime {
   }
 
  private:
+  // A stream whose work becomes a graph takes no part in the order of others, and would be spoiled
+  // for it.
+  static absl::Status CheckNoGraph(GpuStream stream) {
+    cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+    absl::Status status =
+        Result("cudaStreamIsCapturing", cudaStreamIsCapturing(StreamOf(stream), &capture));
+    if (!status.ok() || capture == cudaStreamCaptureStatusNone) return status;
+    return absl::InvalidArgumentError("the stream is recording a CUDA graph");
+  }
+
   absl::StatusOr<CUcontext> ContextOf(int device) {
-    MutexLock lock(mu_);
-    if (device < 0 || static_cast<size_t>(device) >= of_device_.size()) {
+    if (device < 0 || static_cast<size_t>(device) >= contexts_.size()) {
       return absl::UnavailableError(
-          absl::StrCat("device: ", device, ", but there are ", of_device_.size()));
+          absl::StrCat("device: ", device, ", but there are ", contexts_.size()));
     }
-    CUcontext& context = of_device_[device];
-    if (context == nullptr) {
-      const absl::StatusOr<CUcontext> made = contexts_.Of(device);
-      if (!made.ok()) return made.status();
-      context = *made;
-    }
-    return context;
+    std::atomic<CUcontext>& known = contexts_[device];
+    if (const CUcontext context = known.load(std::memory_order_acquire)) return context;
+    // Two threads may both do so; the driver gives them the same.
+    const absl::StatusOr<CUcontext> made = driver_.PrimaryContext(device);
+    if (made.ok()) known.store(*made, std::memory_order_release);
+    return made;
   }
 
   // Makes a device the thread's current one for as long as it lives.
   class OnDevice {
    public:
-    OnDevice(CudaRuntime& runtime, int device) : current_(runtime, device) {}
+    OnDevice(CudaRuntime& runtime, int device)
+        : driver_(runtime.driver_), beside_capture_(driver_) {
+      const absl::StatusOr<CUcontext> context = runtime.ContextOf(device);
+      status_ = context.status();
+      if (!status_.ok() || driver_.Current() == *context) return;
+      status_ = driver_.Push(*context);
+      pushed_ = status_.ok();
+    }
+    ~OnDevice() {
+      if (pushed_) driver_.Pop();
+    }
     OnDevice(const OnDevice&) = delete;
     OnDevice& operator=(const OnDevice&) = delete;
 
-    const absl::Status& status() const { return current_.status; }
+    const absl::Status& status() const { return status_; }
 
    private:
-    struct Current {
-      Current(CudaRuntime& runtime, int device) : contexts(runtime.contexts_) {
-        const absl::StatusOr<CUcontext> context = runtime.ContextOf(device);
-        status = context.status();
-        if (!status.ok() || contexts.Current() == *context) return;
-        status = contexts.Push(*context);
-        pushed = status.ok();
-      }
-      ~Current() {
-        if (pushed) contexts.Pop();
-      }
-
-      const PrimaryContexts& contexts;
-      absl::Status status;
-      bool pushed = false;
-    };
-
-    const Current current_;
-    const BesideCapture beside_capture_;  // within it: it would make a context where there is none
+    const Driver& driver_;
+    const BesideCapture beside_capture_;
+    absl::Status status_;
+    bool pushed_ = false;
   };
 
   static cudaError_t CopyMany(absl::Span<const CopyPiece> pieces, GpuStream stream) {
@@ -417,9 +438,8 @@ class CudaRuntime final : public GpuRuntime {
 #endif
   }
 
-  const PrimaryContexts contexts_;
-  Mutex mu_;
-  std::vector<CUcontext> of_device_ ABSL_GUARDED_BY(mu_);
+  const Driver driver_;
+  std::vector<std::atomic<CUcontext>> contexts_;  // by device; null until it is needed
 };
 
 }  // namespace
@@ -427,9 +447,9 @@ class CudaRuntime final : public GpuRuntime {
 absl::StatusOr<std::shared_ptr<GpuRuntime>> CreateCudaRuntime() {
   const absl::StatusOr<int> devices = CountDevices();
   if (!devices.ok()) return devices.status();
-  const absl::StatusOr<PrimaryContexts> contexts = PrimaryContexts::Find();
-  if (!contexts.ok()) return contexts.status();
-  return std::make_shared<CudaRuntime>(*devices, *contexts);
+  const absl::StatusOr<Driver> driver = Driver::Find();
+  if (!driver.ok()) return driver.status();
+  return std::make_shared<CudaRuntime>(*devices, *driver);
 }
 
 }  // namespace kvcache

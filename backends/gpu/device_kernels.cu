@@ -97,6 +97,10 @@ int LaunchKernel(void (*kernel)(Arguments...), dim3 grid, cudaStream_t stream,
                           stream);
 }
 
+// What all devices and drivers take.
+static_assert(sizeof(PagedCopy) + sizeof(PagedShape) + sizeof(PagesByValue) + sizeof(uint32_t) <=
+              4096);
+
 template <typename Descriptors>
 int Launch(const PagedCopy& copy, const PagedShape& shape, const Descriptors& descriptors,
            cudaStream_t stream) {
@@ -123,7 +127,27 @@ int Launch(const PagedCopy& copy, const PagedShape& shape, const Descriptors& de
   }
 }
 
+template <typename Kernel>
+int LoadKernel(Kernel* kernel) {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+}
+
+template <typename Descriptors, uint32_t... kUnitBytes>
+int LoadCopyPages() {
+  int error = 0;
+  ((error = error != 0 ? error : LoadKernel(CopyPagesKernel<kUnitBytes, Descriptors>)), ...);
+  return error;
+}
+
 }  // namespace
+
+int LoadKernels() {
+  int error = LoadKernel(CopyPiecesKernel);
+  if (error == 0) error = LoadCopyPages<PagesByValue, 16, 8, 4, 2, 1>();
+  if (error == 0) error = LoadCopyPages<PagesByPointer, 16, 8, 4, 2, 1>();
+  return error;
+}
 
 int LaunchCopyPieces(const CopyPiece* pieces, size_t num_pieces, void* stream) {
   // Twice what a large device runs at a time.

@@ -37,7 +37,7 @@ struct PagedCopy {
   const PartOfTokens* parts;  // [num_parts], in host memory that the device reaches
   uint32_t num_parts;
   uint32_t most_tokens;  // of any
-  uint32_t alignment;    // a power of two: all parts begin at multiples of it
+  uint32_t alignment;    // a power of two: all parts of blocks begin at multiples of it
   // The page table once more, where this processor can read it: one that is short then goes with
   // the launch, and the kernel has not to wait for it. Null: it cannot.
   const int32_t* host_page_table = nullptr;
@@ -51,6 +51,8 @@ struct PagedCopy {
 inline constexpr size_t kMostKernelBytes = size_t{1} << 31;
 int LaunchCopyPieces(const CopyPiece* pieces, size_t num_pieces, void* stream);
 int LaunchPagedCopy(const PagedCopy& copy, void* stream);
+// Loads them on the current device, which they do at their first launch otherwise.
+int LoadKernels();
 
 }  // namespace kvcache
 

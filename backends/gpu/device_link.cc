@@ -70,7 +70,10 @@ absl::Status DeviceLink::Start() {
             return event.device == device_ ? NoticedForGood(std::move(fired)) : fired;
           },
   });
-  return threads_->Start();
+  if (absl::Status status = threads_->Start(); !status.ok()) return status;
+  // What may block on a device that is busy, or need memory there, is done before it is.
+  if (absl::Status status = runtime_->LoadKernels(device_); !status.ok()) return status;
+  return pinned_buffers_.Take(1).status();
 }
 
 DeviceLink::~DeviceLink() {
@@ -125,9 +128,11 @@ void DeviceLink::OnFailure(std::function<void(const absl::Status&)> callback) {
 // --- Copies
 
 absl::Status DeviceLink::CheckStream(Stream stream) {
-  if (!stream.is_none() || stream.space.kind != MemoryKind::kDevice) return absl::OkStatus();
+  if (stream.space.kind != MemoryKind::kDevice) return absl::OkStatus();
+  // 1 and 2: cudaStreamLegacy and cudaStreamPerThread.
+  if (reinterpret_cast<uintptr_t>(stream.handle) > 2) return absl::OkStatus();
   return absl::InvalidArgumentError(
-      "stream: the default stream of a device; use one of your own, or Stream::None()");
+      "stream: a default stream of a device; use one of your own, or Stream::None()");
 }
 
 absl::StatusOr<EventRef> DeviceLink::Fence(Stream stream) {
@@ -236,12 +241,15 @@ absl::Status DeviceLink::EnqueuePieces(absl::Span<const CopyPiece> pieces, CopyD
   return absl::OkStatus();
 }
 
-void DeviceLink::EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end,
-                          GpuStream stream, EventRef event, absl::Status enqueued, Kept kept) {
+void DeviceLink::CheckBeside(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end) {
   for (size_t i = first; i < end; ++i) {
     if (!batch->checks_beside(i)) continue;
     threads_->Run([batch, i] { batch->EndStep(i, batch->op(i).check()); });
   }
+}
+
+void DeviceLink::EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end,
+                          GpuStream stream, EventRef event, absl::Status enqueued, Kept kept) {
   auto end_ops = [batch, first, end, enqueued = std::move(enqueued),
                   kept = std::move(kept)](const absl::Status& fired) {
     const absl::Status& status = enqueued.ok() ? fired : enqueued;
@@ -260,9 +268,8 @@ void DeviceLink::EnqueueGroup(const Call& call, size_t first, size_t end) {
                               : direction == CopyDirection::kToHost ? kToHost
                                                                     : kGather;
   Kept kept;
-  absl::StatusOr<EventRef> event = TakeEvent();
-  absl::Status status = event.status();
-  if (status.ok()) {
+  const absl::StatusOr<EventRef> event = TakeEvent();
+  if (event.ok()) {
     MutexLock lock(uses_.enqueue_mu());
     std::vector<EventRef> wait_for = {call.after};
     std::vector<CopyPiece> pieces;
@@ -273,7 +280,7 @@ void DeviceLink::EnqueueGroup(const Call& call, size_t first, size_t end) {
       const auto of_op = call.pieces.subspan(op.first_piece, op.num_pieces);
       pieces.insert(pieces.end(), of_op.begin(), of_op.end());
     }
-    status = WaitFor(stream, wait_for);
+    absl::Status status = WaitFor(stream, wait_for);
     const bool enqueued = status.ok();
     if (enqueued) status = EnqueuePieces(pieces, direction, stream, &kept);
     // Also after a refusal: what was enqueued before it runs all the same.
@@ -282,9 +289,11 @@ void DeviceLink::EnqueueGroup(const Call& call, size_t first, size_t end) {
       uses_.SetEvent(call.ops[i].extent, streams_[stream], call.ops[i].writes_extent, *event);
     }
     call.batch->Mark(first, end, stream, *event);
+    EndAfter(call.batch, first, end, streams_[stream], *event, std::move(status), std::move(kept));
+  } else {
+    EndAfter(call.batch, first, end, nullptr, nullptr, event.status(), {});
   }
-  EndAfter(call.batch, first, end, streams_[stream], event.ok() ? *event : nullptr,
-           std::move(status), std::move(kept));
+  CheckBeside(call.batch, first, end);
 }
 
 Transfer DeviceLink::Copy(absl::Span<const CopyPiece> pieces, std::vector<Op> ops, Stream stream) {
@@ -334,6 +343,7 @@ Transfer DeviceLink::Copy(absl::Span<const CopyPiece> pieces, std::vector<Op> op
 }
 
 Transfer DeviceLink::After(Stream stream) {
+  MutexLock lock(uses_.enqueue_mu());
   const absl::StatusOr<EventRef> event = Fence(stream);
   if (event.ok() && *event == nullptr) return Transfer::Completed(1);
   if (!event.ok()) return Transfer::Completed({event.status()});
@@ -354,7 +364,7 @@ void DeviceLink::AddStats(BackendStats* stats) const {
   add("batched_bytes", "Bytes given to the device's copy engines.", batched_bytes_);
   add("kernel_bytes", "Bytes of pieces that a kernel copies.", kernel_bytes_);
   add("staged_bytes", "Bytes of these from and to pageable memory.", staged_bytes_);
-  add("paged_bytes", "Bytes gathered from, and scattered to, pages.", paged_bytes_);
+  add("paged_bytes", "Bytes of parts that were gathered from pages, or scattered to them.", paged_bytes_);
   const absl::Status failed = status();
   if (!failed.ok()) stats->facts.push_back({absl::StrCat(device, "error"), failed.ToString()});
 }

@@ -110,7 +110,7 @@ class DeviceLink {
   Transfer CopyPages(const PagedKv& kv, absl::Span<const int32_t> page_table, PagesSide side,
                      bool parts_on_host, std::vector<PagedOp> ops, Stream stream);
 
-  // kInvalidArgument for the default stream of a device: copies have no order with it.
+  // kInvalidArgument for a default stream of a device: copies have no order with it.
   static absl::Status CheckStream(Stream stream);
   // Ends when what is on `stream` now has run.
   Transfer After(Stream stream);
@@ -132,7 +132,7 @@ class DeviceLink {
   struct Staging {
     struct Chunk {
       MutableBytes memory;
-      EventRef busy;  // until it fires
+      EventRef busy;  // until it fires; null: whoever uses it waits for that himself
     };
     static constexpr size_t kChunks = 4;
 
@@ -172,7 +172,8 @@ class DeviceLink {
   // Copies between the device and a chunk that holds bytes of ops [first, end).
   absl::Status EnqueueChunk(const Call& call, size_t first, size_t end,
                             absl::Span<const CopyPiece> pieces, CopyDirection direction,
-                            const EventRef& event, Kept* kept);
+                            const EventRef& event, Kept* kept)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(uses_.enqueue_mu());
   absl::Status TakeHostStaging(HostStaging* staging) ABSL_EXCLUSIVE_LOCKS_REQUIRED(staging->mu);
   // Takes it at its first use; false when the device has no memory for it.
   absl::StatusOr<bool> HavePageStaging(Staging* staging);
@@ -189,9 +190,13 @@ class DeviceLink {
   absl::StatusOr<EventRef> TakeEvent();
   absl::Status Record(const EventRef& event, StreamNumber stream);
   // Lets ops [first, end) end with `enqueued`, and not before `event` of `stream` has fired, if
-  // there is one.
+  // there is one: then the caller holds uses_.enqueue_mu() since it was recorded, so that events of
+  // a stream are awaited in their order.
   void EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end, GpuStream stream,
                 EventRef event, absl::Status enqueued, Kept kept);
+
+  // Starts those checks of ops [first, end) that run beside the copies.
+  void CheckBeside(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end);
 
   // Notices errors after which the device is of no use; returns `status`, or what it means. The
   // other takes any error for one.

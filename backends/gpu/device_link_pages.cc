@@ -78,7 +78,9 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
   absl::Status status = staged.status();
   status.Update(event.status());
   status.Update(between.status());
-  if (status.ok()) {
+  if (!status.ok()) {
+    EndAfter(call.batch, first, end, nullptr, nullptr, std::move(status), {});
+  } else {
     MutexLock lock(uses_.enqueue_mu());
     std::vector<EventRef> wait_for;
     for (size_t i = first; i < end; ++i) {
@@ -142,9 +144,10 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
     }
     call.batch->Mark(first, end, last_stream, *event);
     paged_bytes_.fetch_add(bytes, std::memory_order_relaxed);
+    EndAfter(call.batch, first, end, streams_[last_stream], *event, std::move(status),
+             std::move(kept));
   }
-  EndAfter(call.batch, first, end, streams_[last_stream], event.ok() ? *event : nullptr,
-           std::move(status), std::move(kept));
+  CheckBeside(call.batch, first, end);
 }
 
 absl::Status DeviceLink::PrepareDescriptors(absl::Span<const int32_t> page_table, size_t num_ops,

@@ -90,7 +90,6 @@ absl::Status DeviceLink::EnqueueChunk(const Call& call, size_t first, size_t end
                                       const EventRef& event, Kept* kept) {
   const bool in = direction == CopyDirection::kToDevice;
   const StreamNumber stream = in ? kToDevice : kToHost;
-  MutexLock lock(uses_.enqueue_mu());
   std::vector<EventRef> wait_for = {call.after};
   for (size_t i = first; i < end; ++i) {
     if (call.batch->extent_begun(i)) continue;
@@ -110,6 +109,7 @@ absl::Status DeviceLink::EnqueueChunk(const Call& call, size_t first, size_t end
 // Fills a chunk with the bytes of as many ops as go into it, and sends it off. An op that goes over
 // several chunks ends with its last: they arrive in order.
 void DeviceLink::StageIn(const Call& call, size_t first, size_t end) {
+  CheckBeside(call.batch, first, end);
   Cutter cutter(call.pieces, call.ops, first, end);
   EventRef last;
   absl::Status status;
@@ -135,6 +135,7 @@ void DeviceLink::StageIn(const Call& call, size_t first, size_t end) {
       staged_bytes_.fetch_add(bytes, std::memory_order_relaxed);
       last = chunk.busy = *event;
       Kept kept;
+      MutexLock lock(uses_.enqueue_mu());
       status = EnqueueChunk(call, first_here, cutter.end_begun(), pieces, CopyDirection::kToDevice,
                             last, &kept);
       call.batch->Mark(first_here, cutter.end_begun(), kToDevice, last);
@@ -142,7 +143,10 @@ void DeviceLink::StageIn(const Call& call, size_t first, size_t end) {
       first = cutter.op();
     }
   }
-  EndAfter(call.batch, first, end, streams_[kToDevice], last, status, {});
+  // What was not sent off, or only in part.
+  if (first == end) return;
+  if (last != nullptr) status.Update(NoticedForGood(runtime_->Synchronize(device_, last->handle)));
+  for (size_t i = first; i < end; ++i) call.batch->EndStep(i, status);
 }
 
 // Copies a chunk out while the next ones are on their way.
@@ -168,11 +172,7 @@ void DeviceLink::StageOut(const Call& call, size_t first, size_t end) {
     Cutter cutter(call.pieces, call.ops, first, end);
     while (status.ok() && cutter.op() < end) {
       if (arriving.size() == Staging::kChunks) copy_out();
-      Staging::Chunk& chunk = out_of_device_.staging.Next();
-      if (chunk.busy != nullptr) {
-        status.Update(NoticedForGood(runtime_->Synchronize(device_, chunk.busy->handle)));
-        chunk.busy = nullptr;
-      }
+      const Staging::Chunk& chunk = out_of_device_.staging.Next();
       const absl::StatusOr<EventRef> event = TakeEvent();
       status.Update(event.status());
       if (!status.ok()) break;
@@ -186,8 +186,11 @@ void DeviceLink::StageOut(const Call& call, size_t first, size_t end) {
         at += piece.bytes;
       });
       staged_bytes_.fetch_add(bytes, std::memory_order_relaxed);
-      status = EnqueueChunk(call, first_here, cutter.end_begun(), pieces, CopyDirection::kToHost,
-                            *event, &next.kept);
+      {
+        MutexLock lock(uses_.enqueue_mu());
+        status = EnqueueChunk(call, first_here, cutter.end_begun(), pieces, CopyDirection::kToHost,
+                              *event, &next.kept);
+      }
       arriving.push_back(std::move(next));
     }
     while (!arriving.empty()) copy_out();

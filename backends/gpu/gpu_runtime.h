@@ -35,7 +35,8 @@ enum class CopyDirection { kToDevice, kToHost, kOnDevice };  // kOnDevice: also 
 //
 // Errors of all calls:
 //   kInvalidArgument, kResourceExhausted   the call did nothing
-//   kUnavailable                           there is no driver, or no such device
+//   kUnavailable                           there is no driver, or no such device, or it cannot do
+//                                          what this project needs
 //   any other                              the device has failed for good: every later call that
 //                                          concerns it fails too
 //
@@ -51,6 +52,9 @@ class GpuRuntime {
   // kUnavailable rather than 0.
   virtual absl::StatusOr<int> DeviceCount() = 0;
   virtual absl::StatusOr<GpuDevice> Describe(int device) = 0;
+  // Loads what the calls below run on the device, which might otherwise wait for its work, or need
+  // memory, at the first call. kUnavailable for a device that it was not compiled for.
+  virtual absl::Status LoadKernels(int device) = 0;
   // Lets kernels and copies of `device` reach memory of `peer`. OK when they can already.
   virtual absl::Status EnablePeer(int device, int peer) = 0;
 

@@ -7,12 +7,6 @@
 #include "absl/strings/str_cat.h"
 
 namespace kvcache {
-namespace {
-
-// How long a waiter stays without work: a thread costs its maker more than a copy does.
-constexpr std::chrono::seconds kLinger{1};
-
-}  // namespace
 
 absl::Status LinkThreads::Start() {
   try {
@@ -29,7 +23,7 @@ LinkThreads::~LinkThreads() {
     MutexLock lock(mu_);
     stop_ = Stop::kWaiters;
     for (auto& [stream, waiter] : waiters_) waiter.wake.NotifyOne();
-    while (!waiters_.empty()) waiter_ended_.Wait(mu_);
+    while (!waiters_.empty() || !queue_.empty() || running_ > 0) ended_some_.Wait(mu_);
     stop_ = Stop::kAll;
     work_.NotifyAll();
   }
@@ -54,8 +48,13 @@ void LinkThreads::Work() {
       if (queue_.empty()) return;
       work = std::move(queue_.front());
       queue_.pop_front();
+      ++running_;
     }
     work();
+    work = nullptr;
+    MutexLock lock(mu_);
+    --running_;
+    if (stop_ != Stop::kNot) ended_some_.NotifyAll();
   }
 }
 
@@ -92,7 +91,7 @@ void LinkThreads::Wait(GpuStream stream) {
       MutexLock lock(mu_);
       const auto it = waiters_.find(stream);
       Waiter& waiter = it->second;
-      const auto end = std::chrono::steady_clock::now() + kLinger;
+      const auto end = std::chrono::steady_clock::now() + options_.linger;
       while (waiter.queue.empty() && stop_ == Stop::kNot &&
              std::chrono::steady_clock::now() < end) {
         waiter.wake.WaitUntil(mu_, end);
@@ -100,7 +99,7 @@ void LinkThreads::Wait(GpuStream stream) {
       if (waiter.queue.empty()) {
         ended_.push_back(std::move(waiter.thread));
         waiters_.erase(it);
-        waiter_ended_.NotifyAll();
+        ended_some_.NotifyAll();
         return;
       }
       awaited = std::move(waiter.queue.front());

@@ -1,6 +1,7 @@
 #ifndef KVCACHE_BACKENDS_GPU_LINK_THREADS_H_
 #define KVCACHE_BACKENDS_GPU_LINK_THREADS_H_
 
+#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -28,10 +29,13 @@ class LinkThreads {
     std::function<void()> begin;
     // Blocks until the event has fired.
     std::function<absl::Status(const PooledEvent&)> wait;
+    // How long a thread that waits stays without work: making one takes longer than enqueueing a
+    // copy.
+    std::chrono::nanoseconds linger = std::chrono::seconds(1);
   };
 
   explicit LinkThreads(Options options) : options_(std::move(options)) {}
-  // Ends everything that was asked for.
+  // Ends everything that was asked for, also by work that still ran.
   ~LinkThreads();
   LinkThreads(const LinkThreads&) = delete;
   LinkThreads& operator=(const LinkThreads&) = delete;
@@ -50,7 +54,7 @@ class LinkThreads {
     EventRef event;
     std::function<void(const absl::Status& fired)> work;
   };
-  // Ends after a while without anything to wait for; the next call makes another.
+  // Ends when it has lingered; the next call makes another.
   struct Waiter {
     std::deque<Awaited> queue;
     CondVar wake;
@@ -65,7 +69,8 @@ class LinkThreads {
   CondVar work_;
   std::deque<std::function<void()>> queue_ ABSL_GUARDED_BY(mu_);
   std::map<GpuStream, Waiter> waiters_ ABSL_GUARDED_BY(mu_);
-  CondVar waiter_ended_;
+  uint32_t running_ ABSL_GUARDED_BY(mu_) = 0;  // of the work, by workers
+  CondVar ended_some_;
   std::vector<std::thread> ended_ ABSL_GUARDED_BY(mu_);  // to be joined
   enum class Stop { kNot, kWaiters, kAll };
   Stop stop_ ABSL_GUARDED_BY(mu_) = Stop::kNot;

@@ -60,7 +60,7 @@ struct PinnedHostOptions {
 // Statistics: pinned_bytes, pinning_seconds, and those of the link to each device that was used.
 //
 // Errors: kInvalidArgument for a capacity below 64 bytes, chunks that are not of 2 MiB, a NUMA node
-// that is not there; kPermissionDenied where a container forbids the choice of a node;
+// that is not there; kPermissionDenied or kUnimplemented where nobody may choose a node;
 // kResourceExhausted for more memory than the system, or the node, has; why the first chunk
 // cannot be pinned (kUnavailable: no driver).
 absl::StatusOr<std::unique_ptr<StorageBackend>> CreatePinnedHostBackend(

@@ -36,8 +36,9 @@ struct PinnedRegionOptions {
 class PinnedRegion {
  public:
   // Null `runtime`: registering is refused. Errors: kInvalidArgument for options that cannot be, or
-  // a NUMA node that is not there; kResourceExhausted when there is not so much memory; what
-  // refused to register the first chunk, unless pageable memory will do.
+  // a NUMA node that is not there; kPermissionDenied or kUnimplemented where nobody may choose a
+  // node; kResourceExhausted when there is not so much memory; what refused to register the first
+  // chunk, unless pageable memory will do.
   static absl::StatusOr<std::unique_ptr<PinnedRegion>> Create(std::shared_ptr<GpuRuntime> runtime,
                                                               const PinnedRegionOptions& options);
   ~PinnedRegion();

@@ -361,6 +361,11 @@ absl::Status FakeGpuRuntime::FreeDevice(int device, std::byte* memory) {
   return entered;
 }
 
+absl::Status FakeGpuRuntime::LoadKernels(int device) {
+  MutexLock lock(mu_);
+  return Enter("LoadKernels", device);
+}
+
 absl::Status FakeGpuRuntime::RegisterHost(int device, MutableBytes memory) {
   MutexLock lock(mu_);
   if (absl::Status status = Enter("RegisterHost", device); !status.ok()) return status;

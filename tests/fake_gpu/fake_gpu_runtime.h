@@ -75,6 +75,7 @@ class FakeGpuRuntime final : public GpuRuntime {
   void UseThreadFor(int device) override {}
   absl::StatusOr<int> DeviceCount() override;
   absl::StatusOr<GpuDevice> Describe(int device) override;
+  absl::Status LoadKernels(int device) override;
   absl::Status EnablePeer(int device, int peer) override;
   absl::StatusOr<std::byte*> AllocateDevice(int device, size_t bytes) override;
   absl::Status FreeDevice(int device, std::byte* memory) override;

@@ -138,13 +138,40 @@ TEST_F(DeviceTest, ThreadsKeepTheContextThatTheyHadOrNone) {
   EXPECT_EQ(current(), of_device);
   std::thread([&] {
     EXPECT_EQ(current(), nullptr);
+    EXPECT_TRUE(CreateCudaRuntime().ok());
     use();
+    EXPECT_TRUE(absl::IsUnavailable(runtime_->CreateStream(99).status()));
     EXPECT_EQ(current(), nullptr);
     runtime_->UseThreadFor(0);
     EXPECT_EQ(current(), of_device) << "the one that the runtime works in";
     use();
     EXPECT_EQ(current(), of_device);
   }).join();
+}
+
+TEST_F(DeviceTest, AGraphThatIsBeingRecordedIsNotSpoiled) {
+  absl::StatusOr<std::unique_ptr<StorageBackend>> backend = MakePinned(4 * kMiB);
+  ASSERT_TRUE(backend.ok()) << backend.status();
+  std::byte* const memory = DeviceMemory(kMiB);
+  ASSERT_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeGlobal));
+  ASSERT_CUDA(cudaMemsetAsync(memory, 1, kMiB, stream_));
+  EXPECT_TRUE(absl::IsInvalidArgument((*backend)->After(stream()).Wait()));
+  const Extent extent = *(*backend)->Allocate(kMiB);
+  const ConstBytes source(memory, kMiB);
+  const WriteOp write = {extent, 0, {&source, 1}, kDevice, 0, {}};
+  const Transfer written = (*backend)->Write({&write, 1}, Stream::None());
+  EXPECT_TRUE(absl::IsInvalidArgument(written.WaitOn(stream())));
+  EXPECT_TRUE(written.Wait().ok()) << written.Wait();
+  std::thread([&] {
+    const absl::StatusOr<GpuStream> made = runtime_->CreateStream(0);
+    ASSERT_TRUE(made.ok()) << made.status();
+    EXPECT_TRUE(runtime_->DestroyStream(0, *made).ok());
+  }).join();
+  cudaGraph_t graph = nullptr;
+  ASSERT_CUDA(cudaStreamEndCapture(stream_, &graph));
+  ASSERT_NE(graph, nullptr);
+  ASSERT_CUDA(cudaGraphDestroy(graph));
+  (*backend)->Free(extent);
 }
 
 TEST_F(DeviceTest, BatchesCopyBothWays) {
