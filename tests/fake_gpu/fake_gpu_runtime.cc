@@ -9,44 +9,16 @@
 #include "kvcache/core/check.h"
 
 namespace kvcache {
-namespace {
-
-constexpr size_t kAlignment = 256;
-
-uintptr_t AddressOf(const void* at) { return reinterpret_cast<uintptr_t>(at); }
-
-bool Overlap(const std::byte* a, size_t a_bytes, const std::byte* b, size_t b_bytes) {
-  return AddressOf(a) < AddressOf(b) + b_bytes && AddressOf(b) < AddressOf(a) + a_bytes;
-}
-
-const char* NameOf(CopyDirection direction) {
-  switch (direction) {
-    case CopyDirection::kToDevice:
-      return "to the device";
-    case CopyDirection::kToHost:
-      return "to the host";
-    case CopyDirection::kOnDevice:
-      return "on the device";
-  }
-  return "";
-}
-
-}  // namespace
-
 FakeGpuRuntime::FakeGpuRuntime(const Options& options)
     : options_(options),
       random_(options.seed),
-      free_bytes_(options.devices, options.device_bytes),
+      memory_(options.devices, options.device_bytes),
       lost_after_(options.devices, std::numeric_limits<int64_t>::max()) {}
 
 FakeGpuRuntime::~FakeGpuRuntime() {
   MutexLock lock(mu_);
   for (const GpuStream stream : engine_streams_) streams_.erase(stream);
-  std::string left;
-  for (const auto& [at, memory] : memory_) {
-    absl::StrAppend(&left, memory.bytes, " bytes of ", memory.device < 0 ? "host" : "device",
-                    " memory; ");
-  }
+  std::string left = memory_.left();
   if (!streams_.empty()) absl::StrAppend(&left, streams_.size(), " streams; ");
   if (!events_.empty()) absl::StrAppend(&left, events_.size(), " events; ");
   KVCACHE_CHECK(left.empty(), "never given back: ", left);
@@ -140,46 +112,6 @@ size_t FakeGpuRuntime::pending() const {
   return pending;
 }
 
-void FakeGpuRuntime::RunPages(int device, const PagedCopy& copy) {
-  if (!CheckReach("pages", device, reinterpret_cast<const std::byte*>(copy.parts),
-                  copy.num_parts * sizeof(PartOfTokens))) {
-    return;
-  }
-  const size_t row = copy.row_bytes;
-  for (uint32_t i = 0; i < copy.num_parts; ++i) {
-    const PartOfTokens& part = copy.parts[i];
-    const size_t token_bytes = row * copy.heads;
-    const size_t tensor_bytes = token_bytes * part.part_tokens;
-    const size_t tensors = copy.v == nullptr ? 1 : 2;
-    if (part.tokens > copy.most_tokens) {
-      violations_.push_back("pages: a part of more than most_tokens");
-    }
-    if (!CheckReach("pages", device, part.k,
-                    (tensors - 1) * tensor_bytes + part.tokens * token_bytes)) {
-      return;
-    }
-    for (uint32_t t = 0; t < part.tokens; ++t) {
-      const uint32_t token = part.first_token + t;
-      const int32_t* const page = copy.page_table + token / copy.page_tokens;
-      if (!CheckReach("pages", device, reinterpret_cast<const std::byte*>(page), sizeof(*page))) {
-        return;
-      }
-      for (size_t tensor = 0; tensor < tensors; ++tensor) {
-        std::byte* const at = (tensor == 0 ? copy.k : copy.v) + *page * copy.page_stride;
-        for (uint32_t head = 0; head < copy.heads; ++head) {
-          const uint32_t in_page = token % copy.page_tokens;
-          std::byte* const paged =
-              at + row * (copy.head_token_dim ? head * copy.page_tokens + in_page
-                                              : in_page * copy.heads + head);
-          std::byte* const dense = part.k + tensor * tensor_bytes + t * token_bytes + head * row;
-          if (!CheckReach("pages", device, paged, row)) return;
-          std::memcpy(copy.to_pages ? paged : dense, copy.to_pages ? dense : paged, row);
-        }
-      }
-    }
-  }
-}
-
 // --- Faults
 
 void FakeGpuRuntime::FailCall(absl::string_view name, absl::Status status, int skip) {
@@ -226,88 +158,6 @@ int FakeGpuRuntime::calls(absl::string_view name) const {
 
 // --- Memory
 
-const FakeGpuRuntime::Memory* FakeGpuRuntime::Find(const std::byte* at, size_t bytes) const {
-  auto it = memory_.upper_bound(AddressOf(at));
-  if (it == memory_.begin()) return nullptr;
-  --it;
-  return AddressOf(at) + bytes <= it->first + it->second.bytes ? &it->second : nullptr;
-}
-
-bool FakeGpuRuntime::CheckReach(const char* call, int device, const std::byte* at, size_t bytes) {
-  const Memory* const memory = Find(at, bytes);
-  const bool peers =
-      memory != nullptr &&
-      std::find(peers_.begin(), peers_.end(), std::pair(device, memory->device)) != peers_.end();
-  if (memory != nullptr && (memory->device < 0 || memory->device == device || peers)) return true;
-  violations_.push_back(absl::StrCat(call, ": device ", device, " cannot reach ", bytes, " bytes: ",
-                                     memory == nullptr ? "neither registered as one nor its own"
-                                                       : "of a peer that is not enabled"));
-  return false;
-}
-
-bool FakeGpuRuntime::CheckPieces(const char* call, int device, absl::Span<const CopyPiece> pieces,
-                                 const CopyDirection* direction) {
-  for (const CopyPiece& piece : pieces) {
-    if (piece.bytes == 0) {
-      violations_.push_back(absl::StrCat(call, ": a piece of 0 bytes"));
-      return false;
-    }
-    if (!CheckReach(call, device, piece.to, piece.bytes) ||
-        !CheckReach(call, device, piece.from, piece.bytes)) {
-      return false;
-    }
-    const bool to_host = Find(piece.to, piece.bytes)->device < 0;
-    const bool from_host = Find(piece.from, piece.bytes)->device < 0;
-    if (direction != nullptr && (to_host != (*direction == CopyDirection::kToHost) ||
-                                 from_host != (*direction == CopyDirection::kToDevice))) {
-      violations_.push_back(absl::StrCat(call, ": not ", NameOf(*direction)));
-      return false;
-    }
-  }
-  // Sorted, so that neighbours are all there is to look at.
-  std::vector<std::pair<uintptr_t, size_t>> to;
-  for (const CopyPiece& piece : pieces) to.push_back({AddressOf(piece.to), piece.bytes});
-  std::sort(to.begin(), to.end());
-  for (size_t i = 1; i < to.size(); ++i) {
-    if (to[i - 1].first + to[i - 1].second > to[i].first) {
-      violations_.push_back(absl::StrCat(call, ": destinations overlap"));
-      return false;
-    }
-  }
-  for (const CopyPiece& piece : pieces) {
-    auto it = std::upper_bound(to.begin(), to.end(), std::pair(AddressOf(piece.from), SIZE_MAX));
-    const bool after = it != to.end() && it->first < AddressOf(piece.from) + piece.bytes;
-    const bool before =
-        it != to.begin() && std::prev(it)->first + std::prev(it)->second > AddressOf(piece.from);
-    if (after || before) {
-      violations_.push_back(absl::StrCat(call, ": a source overlaps a destination"));
-      return false;
-    }
-  }
-  return true;
-}
-
-bool FakeGpuRuntime::IsNamed(const std::byte* memory, size_t bytes) const {
-  const auto names = [&](const void* at, size_t size) {
-    return Overlap(static_cast<const std::byte*>(at), size, memory, bytes);
-  };
-  for (const auto& [handle, stream] : streams_) {
-    if (IsLost(stream->device)) continue;
-    for (const Work& work : stream->work) {
-      if (const auto* copy = std::get_if<CopyWork>(&work)) {
-        for (const CopyPiece& piece : copy->pieces) {
-          if (names(piece.to, piece.bytes) || names(piece.from, piece.bytes)) return true;
-        }
-      } else if (const auto* kernel = std::get_if<KernelWork>(&work)) {
-        if (names(kernel->pieces, kernel->num_pieces * sizeof(CopyPiece))) return true;
-      } else if (const auto* paged = std::get_if<PagedWork>(&work)) {
-        if (names(paged->copy.parts, paged->copy.num_parts * sizeof(PartOfTokens))) return true;
-      }
-    }
-  }
-  return false;
-}
-
 absl::StatusOr<int> FakeGpuRuntime::DeviceCount() {
   MutexLock lock(mu_);
   if (absl::Status status = Enter("DeviceCount", -1); !status.ok()) return status;
@@ -318,7 +168,7 @@ absl::StatusOr<int> FakeGpuRuntime::DeviceCount() {
 absl::StatusOr<GpuDevice> FakeGpuRuntime::Describe(int device) {
   MutexLock lock(mu_);
   if (absl::Status status = Enter("Describe", device); !status.ok()) return status;
-  return GpuDevice{"fake", options_.device_bytes, free_bytes_[device]};
+  return GpuDevice{"fake", options_.device_bytes, memory_.free_bytes(device)};
 }
 
 absl::Status FakeGpuRuntime::EnablePeer(int device, int peer) {
@@ -335,29 +185,23 @@ absl::StatusOr<std::byte*> FakeGpuRuntime::AllocateDevice(int device, size_t byt
   MutexLock lock(mu_);
   if (absl::Status status = Enter("AllocateDevice", device); !status.ok()) return status;
   if (bytes == 0) return Refuse("AllocateDevice: 0 bytes");
-  if (bytes > free_bytes_[device]) {
+  const size_t free_bytes = memory_.free_bytes(device);
+  if (bytes > free_bytes) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("device ", device, ": ", bytes, " bytes, ", free_bytes_[device], " free"));
+        absl::StrCat("device ", device, ": ", bytes, " bytes, ", free_bytes, " free"));
   }
-  std::unique_ptr<std::byte[]> owned(new std::byte[bytes + kAlignment]);
-  std::byte* const at =
-      owned.get() + (kAlignment - AddressOf(owned.get()) % kAlignment) % kAlignment;
-  std::memset(at, static_cast<int>(kFreshByte), bytes);
-  free_bytes_[device] -= bytes;
-  memory_[AddressOf(at)] = {bytes, device, std::move(owned)};
-  return at;
+  return memory_.Allocate(device, bytes, kFreshByte, /*adjacent=*/false);
 }
 
 absl::Status FakeGpuRuntime::FreeDevice(int device, std::byte* memory) {
   MutexLock lock(mu_);
   const absl::Status entered = Enter("FreeDevice", device);
-  const auto it = memory_.find(AddressOf(memory));
-  if (it == memory_.end() || it->second.device != device) {
+  const FakeGpuMemory::Allocation* const allocation = memory_.Beginning(memory);
+  if (allocation == nullptr || allocation->device != device) {
     return Refuse("FreeDevice: not allocated there");
   }
-  if (IsNamed(memory, it->second.bytes)) violations_.push_back("FreeDevice: work names it");
-  free_bytes_[device] += it->second.bytes;
-  memory_.erase(it);
+  if (IsNamed(memory, allocation->bytes)) violations_.push_back("FreeDevice: work names it");
+  memory_.Remove(memory);
   return entered;
 }
 
@@ -369,33 +213,25 @@ absl::Status FakeGpuRuntime::LoadKernels(int device) {
 absl::Status FakeGpuRuntime::RegisterHost(int device, MutableBytes memory) {
   MutexLock lock(mu_);
   if (absl::Status status = Enter("RegisterHost", device); !status.ok()) return status;
-  for (const auto& [at, other] : memory_) {
-    if (Overlap(memory.data(), memory.size(), reinterpret_cast<const std::byte*>(at),
-                other.bytes)) {
-      return Refuse("RegisterHost: registered, or a device's, already");
-    }
-  }
-  memory_[AddressOf(memory.data())] = {memory.size(), -1, nullptr};
+  if (!memory_.Register(memory)) return Refuse("RegisterHost: registered, or a device's, already");
   return absl::OkStatus();
 }
 
 absl::Status FakeGpuRuntime::UnregisterHost(int device, std::byte* memory) {
   MutexLock lock(mu_);
   const absl::Status entered = Enter("UnregisterHost", device);
-  const auto it = memory_.find(AddressOf(memory));
-  if (it == memory_.end() || it->second.device >= 0) {
+  const FakeGpuMemory::Allocation* const allocation = memory_.Beginning(memory);
+  if (allocation == nullptr || allocation->device != FakeGpuMemory::kHost) {
     return Refuse("UnregisterHost: not registered");
   }
-  if (IsNamed(memory, it->second.bytes)) violations_.push_back("UnregisterHost: work names it");
-  memory_.erase(it);
+  if (IsNamed(memory, allocation->bytes)) violations_.push_back("UnregisterHost: work names it");
+  memory_.Remove(memory);
   return entered;
 }
 
 size_t FakeGpuRuntime::registered_bytes() const {
   MutexLock lock(mu_);
-  size_t bytes = 0;
-  for (const auto& [at, memory] : memory_) bytes += memory.device < 0 ? memory.bytes : 0;
-  return bytes;
+  return memory_.registered_bytes();
 }
 
 // --- Streams and events

@@ -19,6 +19,7 @@
 #include "absl/strings/string_view.h"
 #include "kvcache/backends/gpu/gpu_runtime.h"
 #include "kvcache/core/mutex.h"
+#include "kvcache/tests/fake_gpu/fake_gpu_memory.h"
 
 namespace kvcache {
 
@@ -130,11 +131,6 @@ class FakeGpuRuntime final : public GpuRuntime {
     bool busy = false;  // runs a HostWork
     bool held = false;
   };
-  struct Memory {
-    size_t bytes;
-    int device;  // -1: registered host memory
-    std::unique_ptr<std::byte[]> owned;
-  };
   struct Failure {
     std::string call;
     int skip;
@@ -148,8 +144,6 @@ class FakeGpuRuntime final : public GpuRuntime {
   FakeStream* FindStream(const char* call, int device, GpuStream stream)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Event* FindEvent(const char* call, GpuEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // The memory that has all of these bytes, or null.
-  const Memory* Find(const std::byte* at, size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // A violation unless `device` can reach all of these bytes.
   bool CheckReach(const char* call, int device, const std::byte* at, size_t bytes)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -164,8 +158,7 @@ class FakeGpuRuntime final : public GpuRuntime {
   mutable Mutex mu_;
   CondVar changed_;
   std::mt19937 random_ ABSL_GUARDED_BY(mu_);
-  std::map<uintptr_t, Memory> memory_ ABSL_GUARDED_BY(mu_);
-  std::vector<size_t> free_bytes_ ABSL_GUARDED_BY(mu_);  // of devices
+  FakeGpuMemory memory_ ABSL_GUARDED_BY(mu_);
   std::map<GpuStream, std::unique_ptr<FakeStream>> streams_ ABSL_GUARDED_BY(mu_);
   std::vector<GpuStream> engine_streams_ ABSL_GUARDED_BY(mu_);
   std::map<GpuEvent, std::unique_ptr<Event>> events_ ABSL_GUARDED_BY(mu_);
