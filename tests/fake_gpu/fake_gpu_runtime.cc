@@ -62,12 +62,9 @@ bool FakeGpuRuntime::Step() {
       }
       ended = copy->pieces.empty();
     } else if (auto* kernel = std::get_if<KernelWork>(&work)) {
-      const absl::Span<const CopyPiece> pieces(kernel->pieces, kernel->num_pieces);
-      if (CheckPieces("a kernel", stream->device, pieces, nullptr)) {
-        for (const CopyPiece& piece : pieces) std::memcpy(piece.to, piece.from, piece.bytes);
-      }
+      RunKernel(stream->device, *kernel);
     } else if (auto* paged = std::get_if<PagedWork>(&work)) {
-      RunPages(stream->device, paged->copy);
+      RunPages(stream->device, *paged);
     } else if (auto* record = std::get_if<RecordWork>(&work)) {
       const auto event = events_.find(record->event);
       if (event != events_.end()) event->second->pending.erase(record->number);
@@ -150,6 +147,11 @@ std::vector<std::string> FakeGpuRuntime::violations() const {
   return violations_;
 }
 
+int FakeGpuRuntime::refused_over_an_end() const {
+  MutexLock lock(mu_);
+  return refused_over_an_end_;
+}
+
 int FakeGpuRuntime::calls(absl::string_view name) const {
   MutexLock lock(mu_);
   const auto it = calls_.find(std::string(name));
@@ -190,7 +192,7 @@ absl::StatusOr<std::byte*> FakeGpuRuntime::AllocateDevice(int device, size_t byt
     return absl::ResourceExhaustedError(
         absl::StrCat("device ", device, ": ", bytes, " bytes, ", free_bytes, " free"));
   }
-  return memory_.Allocate(device, bytes, kFreshByte, /*adjacent=*/false);
+  return memory_.Allocate(device, bytes, kFreshByte, /*adjacent=*/random_() % 4 != 0);
 }
 
 absl::Status FakeGpuRuntime::FreeDevice(int device, std::byte* memory) {
@@ -369,47 +371,6 @@ absl::Status FakeGpuRuntime::Synchronize(int device, GpuEvent event) {
       if (!able) changed_.Wait(mu_);
     }
   }
-}
-
-// --- Work
-
-absl::Status FakeGpuRuntime::CopyBatch(int device, absl::Span<const CopyPiece> pieces,
-                                       CopyDirection direction, GpuStream stream) {
-  MutexLock lock(mu_);
-  if (absl::Status status = Enter("CopyBatch", device); !status.ok()) return status;
-  FakeStream* const on = FindStream("CopyBatch", device, stream);
-  if (on == nullptr || pieces.empty() || !CheckPieces("CopyBatch", device, pieces, &direction)) {
-    return absl::InvalidArgumentError("CopyBatch");
-  }
-  on->work.push_back(CopyWork{{pieces.begin(), pieces.end()}, direction});
-  changed_.NotifyAll();
-  return absl::OkStatus();
-}
-
-absl::Status FakeGpuRuntime::CopyByKernel(int device, absl::Span<const CopyPiece> pieces,
-                                          GpuStream stream) {
-  MutexLock lock(mu_);
-  if (absl::Status status = Enter("CopyByKernel", device); !status.ok()) return status;
-  FakeStream* const on = FindStream("CopyByKernel", device, stream);
-  if (on == nullptr || pieces.empty() ||
-      !CheckReach("CopyByKernel", device, reinterpret_cast<const std::byte*>(pieces.data()),
-                  pieces.size() * sizeof(CopyPiece)) ||
-      !CheckPieces("CopyByKernel", device, pieces, nullptr)) {
-    return absl::InvalidArgumentError("CopyByKernel");
-  }
-  on->work.push_back(KernelWork{pieces.data(), pieces.size()});
-  changed_.NotifyAll();
-  return absl::OkStatus();
-}
-
-absl::Status FakeGpuRuntime::CopyPages(int device, const PagedCopy& copy, GpuStream stream) {
-  MutexLock lock(mu_);
-  if (absl::Status status = Enter("CopyPages", device); !status.ok()) return status;
-  FakeStream* const on = FindStream("CopyPages", device, stream);
-  if (on == nullptr || copy.num_parts == 0) return absl::InvalidArgumentError("CopyPages");
-  on->work.push_back(PagedWork{copy});
-  changed_.NotifyAll();
-  return absl::OkStatus();
 }
 
 }  // namespace kvcache

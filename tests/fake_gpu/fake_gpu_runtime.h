@@ -30,10 +30,10 @@ namespace kvcache {
 // Stricter than a GPU. What a GPU may or may not forgive is refused or noticed, and violations()
 // tells of it: null streams, handles that are gone, overlapping pieces, host memory that is not
 // registered or is registered in two calls, device memory that was freed, a direction that the
-// memory does not have, memory that is freed or unregistered while work names it, peers that were
-// not enabled, what was never given back.
+// memory does not have, memory that is freed or unregistered while work names it, lists that change
+// while it does, peers that were not enabled, what was never given back.
 //
-// Device memory is full of kFreshByte. Thread-safe.
+// Device memory is full of kFreshByte, and allocations are often side by side. Thread-safe.
 class FakeGpuRuntime final : public GpuRuntime {
  public:
   static constexpr std::byte kFreshByte{0xDB};
@@ -66,6 +66,9 @@ class FakeGpuRuntime final : public GpuRuntime {
 
   std::vector<std::string> violations() const;
   size_t registered_bytes() const;
+  // Copies that were refused since they go over the end of an allocation, or of what one call
+  // registered, into the next. No violation: a driver refuses them too.
+  int refused_over_an_end() const;
   // Calls of this name that were made.
   int calls(absl::string_view name) const;
 
@@ -106,12 +109,18 @@ class FakeGpuRuntime final : public GpuRuntime {
     std::vector<CopyPiece> pieces;
     CopyDirection direction;
   };
-  struct KernelWork {  // reads its list when it runs
-    const CopyPiece* pieces;
-    size_t num_pieces;
+  struct KernelWork {
+    const CopyPiece* list;          // read when it runs
+    std::vector<CopyPiece> pieces;  // what it said at the call
   };
   struct PagedWork {
     PagedCopy copy;
+    // What was there at the call. Of the page table, what the parts use; known only when the call
+    // had it in host memory too.
+    std::vector<PartOfTokens> parts;
+    uint32_t first_page;
+    std::vector<int32_t> pages;
+    uint32_t num_pages = 0;
   };
   struct RecordWork {
     GpuEvent event;
@@ -144,14 +153,23 @@ class FakeGpuRuntime final : public GpuRuntime {
   FakeStream* FindStream(const char* call, int device, GpuStream stream)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Event* FindEvent(const char* call, GpuEvent event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  enum class By { kCopyEngine, kKernel };
   // A violation unless `device` can reach all of these bytes.
-  bool CheckReach(const char* call, int device, const std::byte* at, size_t bytes)
+  bool CheckReach(const char* call, int device, const std::byte* at, size_t bytes, By by)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool CheckPieces(const char* call, int device, absl::Span<const CopyPiece> pieces,
                    const CopyDirection* direction) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool CanRun(const FakeStream& stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool IsNamed(const std::byte* memory, size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void RunPages(int device, const PagedCopy& copy) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RunKernel(int device, const KernelWork& kernel) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static PagedWork PagedWorkOf(const PagedCopy& copy);
+  // Calls visit(at, bytes) for what the copy reads and writes, of parts and of `pages`, until it
+  // returns false; returns what it returned last.
+  template <typename Visit>
+  static bool EachOfPages(const PagedWork& work, absl::Span<const int32_t> pages,
+                          const Visit& visit);
+  bool CheckPages(int device, const PagedWork& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RunPages(int device, const PagedWork& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool IsLost(int device) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Options options_;
@@ -166,6 +184,7 @@ class FakeGpuRuntime final : public GpuRuntime {
   std::vector<Failure> failures_ ABSL_GUARDED_BY(mu_);
   std::vector<int64_t> lost_after_ ABSL_GUARDED_BY(mu_);  // steps; of devices
   std::map<std::string, int> calls_ ABSL_GUARDED_BY(mu_);
+  int refused_over_an_end_ ABSL_GUARDED_BY(mu_) = 0;
   std::vector<std::string> violations_ ABSL_GUARDED_BY(mu_);
 };
 

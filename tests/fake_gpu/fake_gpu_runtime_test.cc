@@ -1,7 +1,9 @@
 #include "kvcache/tests/fake_gpu/fake_gpu_runtime.h"
 
+#include <algorithm>
 #include <array>
 #include <cstring>
+#include <initializer_list>
 #include <set>
 #include <string>
 #include <vector>
@@ -12,6 +14,7 @@
 namespace kvcache {
 namespace {
 
+using testing::_;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using testing::IsEmpty;
@@ -45,9 +48,16 @@ class FakeGpuTest : public testing::Test {
     EXPECT_THAT(gpu_.violations().back(), HasSubstr(why));
   }
 
+  // A list of pieces in memory that is registered.
+  CopyPiece* PutList(std::initializer_list<CopyPiece> pieces) {
+    auto* const list = reinterpret_cast<CopyPiece*>(host_.data() + kBytes);
+    std::copy(pieces.begin(), pieces.end(), list);
+    return list;
+  }
+
   static constexpr size_t kBytes = 4096;
   FakeGpuRuntime gpu_;
-  std::array<std::byte, 3 * kBytes> host_ = {};
+  alignas(64) std::array<std::byte, 3 * kBytes> host_ = {};
   std::byte* device_ = nullptr;
   GpuStream a_, b_;
   GpuEvent event_;
@@ -59,9 +69,43 @@ TEST_F(FakeGpuTest, RefusesTheNullStreamAndOnesOfOtherDevices) {
           "a stream of another device");
 }
 
-TEST_F(FakeGpuTest, RefusesMemoryThatIsNotRegisteredAsOne) {
+TEST_F(FakeGpuTest, RefusesMemoryThatIsNotRegistered) {
   Refuses(ToDevice(a_, host_.data() + 2 * kBytes), "neither registered as one");
-  Refuses(ToDevice(a_, host_.data() + kBytes - 32), "neither registered as one");
+}
+
+// So does a driver, and who called it may try again: no violation.
+TEST_F(FakeGpuTest, RefusesCopiesOverTheEndOfWhatOneCallRegistered) {
+  EXPECT_TRUE(absl::IsInvalidArgument(ToDevice(a_, host_.data() + kBytes - 32)));
+  EXPECT_EQ(gpu_.refused_over_an_end(), 1);
+  EXPECT_THAT(gpu_.violations(), IsEmpty());
+}
+
+TEST_F(FakeGpuTest, RefusesKernelsOverTheEndOfWhatOneCallRegistered) {
+  const CopyPiece* const list = PutList({{device_, host_.data() + kBytes - 32, 64}});
+  Refuses(gpu_.CopyByKernel(0, {list, 1}, a_), "neither registered as one");
+}
+
+TEST_F(FakeGpuTest, AllocationsAreOftenSideBySideAndNoCopyGoesOverTheirEnds) {
+  std::vector<std::byte*> memory;
+  std::byte* first = nullptr;
+  for (int i = 0; i < 30; ++i) {
+    memory.push_back(*gpu_.AllocateDevice(0, 256));
+    if (i > 0 && memory[i] == memory[i - 1] + 256) first = memory[i - 1];
+  }
+  ASSERT_NE(first, nullptr);
+  const auto copy = [&](size_t begin) {
+    return gpu_.CopyBatch(0, {{first + begin, host_.data(), 64}}, CopyDirection::kToDevice, a_);
+  };
+  EXPECT_TRUE(copy(192).ok());
+  EXPECT_TRUE(absl::IsInvalidArgument(copy(224)));
+  EXPECT_TRUE(copy(256).ok());
+  EXPECT_EQ(gpu_.refused_over_an_end(), 1);
+  // To a kernel they are addresses.
+  EXPECT_TRUE(gpu_.CopyByKernel(0, {PutList({{first + 224, host_.data(), 64}}), 1}, a_).ok());
+  gpu_.RunAll();
+  EXPECT_EQ(first[256 + 31], std::byte{0});
+  for (std::byte* at : memory) EXPECT_TRUE(gpu_.FreeDevice(0, at).ok());
+  EXPECT_THAT(gpu_.violations(), IsEmpty());
 }
 
 TEST_F(FakeGpuTest, RefusesPiecesThatOverlap) {
@@ -98,19 +142,36 @@ TEST_F(FakeGpuTest, NoticesMemoryThatGoesBeforeItsWorkHasRun) {
   EXPECT_THAT(gpu_.violations().back(), HasSubstr("neither registered as one nor its own"));
 }
 
-TEST_F(FakeGpuTest, ReadsSourcesAndListsWhenTheStreamGetsThere) {
+TEST_F(FakeGpuTest, ReadsSourcesWhenTheStreamGetsThere) {
   host_[0] = std::byte{1};
   ASSERT_TRUE(ToDevice(a_, host_.data()).ok());
-  auto* const list = reinterpret_cast<CopyPiece*>(host_.data() + kBytes);
-  *list = {device_ + 128, host_.data(), 64};
-  ASSERT_TRUE(gpu_.CopyByKernel(0, {list, 1}, a_).ok());
+  ASSERT_TRUE(gpu_.CopyByKernel(0, {PutList({{device_ + 128, host_.data(), 64}}), 1}, a_).ok());
   host_[0] = std::byte{2};
-  list->to = device_ + 256;
   EXPECT_EQ(gpu_.pending(), 2u);
   gpu_.RunAll();
   EXPECT_EQ(device_[0], std::byte{2});
-  EXPECT_EQ(device_[128], FakeGpuRuntime::kFreshByte);
-  EXPECT_EQ(device_[256], std::byte{2});
+  EXPECT_EQ(device_[128], std::byte{2});
+  EXPECT_THAT(gpu_.violations(), IsEmpty());
+}
+
+// A launch may read it in the call, a kernel when it runs.
+TEST_F(FakeGpuTest, AListOfAKernelMustNotChangeBeforeItHasRun) {
+  CopyPiece* const list = PutList({{device_ + 128, host_.data(), 64}});
+  ASSERT_TRUE(gpu_.CopyByKernel(0, {list, 1}, a_).ok());
+  list->to = device_ + 256;
+  gpu_.RunAll();
+  EXPECT_THAT(gpu_.violations(), ElementsAre("a kernel: its list has changed since the call"));
+}
+
+TEST_F(FakeGpuTest, NoticesWhatKernelsNameWhenItGoes) {
+  std::byte* const memory = *gpu_.AllocateDevice(0, 64);
+  ASSERT_TRUE(gpu_.CopyByKernel(0, {PutList({{device_, memory, 64}}), 1}, a_).ok());
+  EXPECT_TRUE(gpu_.FreeDevice(0, memory).ok());
+  EXPECT_THAT(gpu_.violations(), ElementsAre("FreeDevice: work names it"));
+  EXPECT_TRUE(gpu_.UnregisterHost(host_.data() + kBytes).ok());
+  EXPECT_THAT(gpu_.violations(), ElementsAre(_, "UnregisterHost: work names it"));
+  gpu_.RunAll();
+  EXPECT_THAT(gpu_.violations().back(), HasSubstr("neither registered as one"));
 }
 
 TEST_F(FakeGpuTest, AListOfAKernelMustBePinned) {
