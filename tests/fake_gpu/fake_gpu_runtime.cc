@@ -33,7 +33,8 @@ bool FakeGpuRuntime::CanRun(const FakeStream& stream) {
   const auto* wait = std::get_if<WaitWork>(&stream.work.front());
   if (wait == nullptr) return true;
   const auto event = events_.find(wait->event);
-  return event == events_.end() || event->second->pending.count(wait->number) == 0;
+  return event == events_.end() || event->second->pending.count(wait->number) == 0 ||
+         IsLost(event->second->device);
 }
 
 bool FakeGpuRuntime::Step() {
@@ -116,6 +117,18 @@ void FakeGpuRuntime::FailCall(absl::string_view name, absl::Status status, int s
   failures_.push_back({std::string(name), skip, std::move(status)});
 }
 
+bool FakeGpuRuntime::StopFailing() {
+  MutexLock lock(mu_);
+  const bool none = failures_.empty();
+  failures_.clear();
+  return none;
+}
+
+bool FakeGpuRuntime::lost(int device) const {
+  MutexLock lock(mu_);
+  return IsLost(device);
+}
+
 void FakeGpuRuntime::LoseDevice(int device, int steps) {
   MutexLock lock(mu_);
   lost_after_[device] = steps;
@@ -132,6 +145,11 @@ absl::Status FakeGpuRuntime::Enter(const char* call, int device) {
     if (it->call != call || it->skip-- > 0) continue;
     absl::Status status = std::move(it->status);
     failures_.erase(it);
+    const bool of_the_call = absl::IsInvalidArgument(status) || absl::IsResourceExhausted(status);
+    if (!of_the_call && device >= 0) {
+      lost_after_[device] = 0;
+      changed_.NotifyAll();
+    }
     return status;
   }
   return absl::OkStatus();
@@ -333,6 +351,7 @@ absl::Status FakeGpuRuntime::MakeWait(int device, GpuStream stream, GpuEvent eve
   FakeStream* const waiting = FindStream("MakeWait", device, stream);
   Event* const found = FindEvent("MakeWait", event);
   if (waiting == nullptr || found == nullptr) return absl::InvalidArgumentError("MakeWait");
+  if (IsLost(found->device)) return absl::InternalError("the event's device is lost");
   waiting->work.push_back(WaitWork{event, found->recorded});
   changed_.NotifyAll();
   return absl::OkStatus();

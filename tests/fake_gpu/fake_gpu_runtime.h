@@ -58,11 +58,15 @@ class FakeGpuRuntime final : public GpuRuntime {
   size_t pending() const;
 
   // The call after `skip` calls of this name, "AllocateDevice" say, does nothing and returns
-  // `status`.
+  // `status`. One of neither kInvalidArgument nor kResourceExhausted says that the device has
+  // failed for good: it is lost from then on.
   void FailCall(absl::string_view name, absl::Status status, int skip = 0);
+  // Forgets failures that nobody has met; returns whether there was none.
+  bool StopFailing();
   // From now on, or once `steps` more steps have run, nothing runs on the device and every call
-  // that concerns it fails with kInternal.
+  // that concerns it or its events fails with kInternal. Other devices wait for its events no more.
   void LoseDevice(int device, int steps = 0);
+  bool lost(int device) const;
 
   std::vector<std::string> violations() const;
   size_t registered_bytes() const;

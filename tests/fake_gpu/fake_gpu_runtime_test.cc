@@ -228,6 +228,31 @@ TEST_F(FakeGpuTest, NothingRunsOnALostDevice) {
   EXPECT_TRUE(gpu_.Describe(1).ok());
 }
 
+TEST_F(FakeGpuTest, ACallThatFailsForGoodLosesTheDevice) {
+  gpu_.FailCall("Record", absl::UnknownError("injected"));
+  gpu_.FailCall("Describe", absl::UnknownError("never met"));
+  EXPECT_TRUE(absl::IsUnknown(gpu_.Record(0, event_, a_)));
+  EXPECT_TRUE(gpu_.lost(0));
+  EXPECT_TRUE(absl::IsInternal(gpu_.Record(0, event_, a_)));
+  EXPECT_FALSE(gpu_.StopFailing());
+  EXPECT_TRUE(gpu_.StopFailing());
+  EXPECT_FALSE(gpu_.lost(1));
+  EXPECT_TRUE(gpu_.Describe(1).ok());
+}
+
+TEST_F(FakeGpuTest, NobodyWaitsForALostDevice) {
+  ASSERT_TRUE(ToDevice(a_, host_.data()).ok());
+  ASSERT_TRUE(gpu_.Record(0, event_, a_).ok());
+  const Stream other = gpu_.EngineStream(1);
+  ASSERT_TRUE(gpu_.MakeWait(1, other.handle, event_).ok());
+  bool ran = false;
+  gpu_.Enqueue(other, [&] { ran = true; });
+  gpu_.LoseDevice(0);
+  gpu_.RunAll();
+  EXPECT_TRUE(ran);
+  EXPECT_TRUE(absl::IsInternal(gpu_.MakeWait(1, other.handle, event_)));
+}
+
 class WaitingFakeGpuTest : public FakeGpuTest {
  protected:
   WaitingFakeGpuTest() : FakeGpuTest(/*run_when_waited_for=*/true) {}
