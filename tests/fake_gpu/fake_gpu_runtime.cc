@@ -28,7 +28,7 @@ FakeGpuRuntime::~FakeGpuRuntime() {
 
 bool FakeGpuRuntime::IsLost(int device) const { return lost_after_[device] <= 0; }
 
-bool FakeGpuRuntime::CanRun(const FakeStream& stream) {
+bool FakeGpuRuntime::CanRun(const FakeStream& stream) const {
   if (stream.work.empty() || stream.busy || stream.held || IsLost(stream.device)) return false;
   const auto* wait = std::get_if<WaitWork>(&stream.work.front());
   if (wait == nullptr) return true;
@@ -86,8 +86,24 @@ bool FakeGpuRuntime::Step() {
 }
 
 void FakeGpuRuntime::RunAll() {
-  while (Step()) {
+  for (;;) {
+    if (Step()) continue;
+    MutexLock lock(mu_);
+    // What another thread runs may let streams go on.
+    if (AnyCanRun()) continue;
+    if (!AnyBusy()) return;
+    changed_.Wait(mu_);
   }
+}
+
+bool FakeGpuRuntime::AnyCanRun() const {
+  return std::any_of(streams_.begin(), streams_.end(),
+                     [this](const auto& stream) { return CanRun(*stream.second); });
+}
+
+bool FakeGpuRuntime::AnyBusy() const {
+  return std::any_of(streams_.begin(), streams_.end(),
+                     [](const auto& stream) { return stream.second->busy; });
 }
 
 void FakeGpuRuntime::Hold(Stream stream, bool held) {
@@ -121,6 +137,9 @@ bool FakeGpuRuntime::StopFailing() {
   MutexLock lock(mu_);
   const bool none = failures_.empty();
   failures_.clear();
+  for (int64_t& steps : lost_after_) {
+    if (steps > 0) steps = std::numeric_limits<int64_t>::max();
+  }
   return none;
 }
 
@@ -381,13 +400,10 @@ absl::Status FakeGpuRuntime::Synchronize(int device, GpuEvent event) {
     if (Step()) continue;
     // Another thread may be running the step that this one needs.
     MutexLock lock(mu_);
-    const bool busy = std::any_of(streams_.begin(), streams_.end(),
-                                  [](const auto& stream) { return stream.second->busy; });
     Event* const found = FindEvent("Synchronize", event);
-    if (found != nullptr && found->pending.count(number) > 0 && (busy || !IsLost(device))) {
-      bool able = false;
-      for (const auto& [handle, stream] : streams_) able |= CanRun(*stream);
-      if (!able) changed_.Wait(mu_);
+    if (found != nullptr && found->pending.count(number) > 0 && (AnyBusy() || !IsLost(device)) &&
+        !AnyCanRun()) {
+      changed_.Wait(mu_);
     }
   }
 }

@@ -51,6 +51,7 @@ class FakeGpuRuntime final : public GpuRuntime {
 
   // Runs a step; false when no stream can go on.
   bool Step();
+  // Also waits for what other threads run.
   void RunAll();
   // While held, nothing on the stream runs: somebody's kernel that takes its time.
   void Hold(Stream stream, bool held);
@@ -61,7 +62,7 @@ class FakeGpuRuntime final : public GpuRuntime {
   // `status`. One of neither kInvalidArgument nor kResourceExhausted says that the device has
   // failed for good: it is lost from then on.
   void FailCall(absl::string_view name, absl::Status status, int skip = 0);
-  // Forgets failures that nobody has met; returns whether there was none.
+  // Forgets failures and losses that are yet to come; returns whether no failure was.
   bool StopFailing();
   // From now on, or once `steps` more steps have run, nothing runs on the device and every call
   // that concerns it or its events fails with kInternal. Other devices wait for its events no more.
@@ -163,7 +164,9 @@ class FakeGpuRuntime final : public GpuRuntime {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool CheckPieces(const char* call, int device, absl::Span<const CopyPiece> pieces,
                    const CopyDirection* direction) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  bool CanRun(const FakeStream& stream) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool CanRun(const FakeStream& stream) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool AnyCanRun() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool AnyBusy() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool IsNamed(const std::byte* memory, size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RunKernel(int device, const KernelWork& kernel) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static PagedWork PagedWorkOf(const PagedCopy& copy);

@@ -44,11 +44,10 @@ const char* NameOf(CopyDirection direction) {
 bool FakeGpuRuntime::CheckReach(const char* call, int device, const std::byte* at, size_t bytes,
                                 By by) {
   const FakeGpuMemory::Allocation* memory = memory_.Find(at, bytes);
-  // To a kernel, addresses of a device are addresses.
-  const bool over_an_end =
-      memory == nullptr && by == By::kKernel && memory_.GoesOverAnEnd(at, bytes);
-  if (over_an_end) memory = memory_.Find(at, 1);
-  if (over_an_end && memory->device == FakeGpuMemory::kHost) memory = nullptr;
+  // To a kernel, addresses are addresses.
+  if (memory == nullptr && by == By::kKernel && memory_.GoesOverAnEnd(at, bytes)) {
+    memory = memory_.Find(at, 1);
+  }
   const bool peers =
       memory != nullptr &&
       std::find(peers_.begin(), peers_.end(), std::pair(device, memory->device)) != peers_.end();
