@@ -127,6 +127,13 @@ TEST(PinnedHostTest, TakesMemoryFromANode) {
   EXPECT_EQ(node, 0);
 }
 
+TEST(PinnedHostTest, MemoryIsPinnedByTheDeviceThatIsNamed) {
+  const auto gpu = MakeGpu(/*devices=*/2);
+  gpu->LoseDevice(0);
+  EXPECT_TRUE(CreatePinnedHostBackend({.capacity_bytes = kMiB, .device = 1}, gpu).ok());
+  EXPECT_FALSE(CreatePinnedHostBackend({.capacity_bytes = kMiB, .device = 0}, gpu).ok());
+}
+
 TEST(PinnedHostTest, WithoutPinnedMemoryItIsHostMemory) {
   const auto backend = MakeBackend(
       nullptr, {.capacity_bytes = kMiB, .if_not_pinnable = IfNotPinnable::kUsePageable});

@@ -24,7 +24,7 @@ class FakeGpuPagesTest : public testing::Test {
     k_ = *gpu_.AllocateDevice(0, kPages * kPageBytes);
     v_ = *gpu_.AllocateDevice(0, kPages * kPageBytes);
     table_ = reinterpret_cast<int32_t*>(*gpu_.AllocateDevice(0, sizeof(kTable)));
-    EXPECT_TRUE(gpu_.RegisterHost({reinterpret_cast<std::byte*>(host_), sizeof(Host)}).ok());
+    EXPECT_TRUE(gpu_.RegisterHost(0, {reinterpret_cast<std::byte*>(host_), sizeof(Host)}).ok());
     for (PartOfTokens& part : host_->parts) {
       const size_t i = &part - host_->parts;
       dense_[i] = *gpu_.AllocateDevice(0, kPartBytes);
@@ -58,7 +58,7 @@ class FakeGpuPagesTest : public testing::Test {
 
   absl::Status Copy() { return gpu_.CopyPages(0, copy_, stream_); }
   void Unregister() {
-    gpu_.UnregisterHost(reinterpret_cast<std::byte*>(host_)).IgnoreError();
+    gpu_.UnregisterHost(0, reinterpret_cast<std::byte*>(host_)).IgnoreError();
     host_ = nullptr;
   }
   void Refuses(const char* why) {

@@ -166,7 +166,7 @@ TEST_F(FakeGpuTest, NoticesWhatKernelsNameWhenItGoes) {
   ASSERT_TRUE(gpu_.CopyByKernel(0, {PutList({{device_, memory, 64}}), 1}, a_).ok());
   EXPECT_TRUE(gpu_.FreeDevice(0, memory).ok());
   EXPECT_THAT(gpu_.violations(), ElementsAre("FreeDevice: work names it"));
-  EXPECT_TRUE(gpu_.UnregisterHost(host_.data() + kBytes).ok());
+  EXPECT_TRUE(gpu_.UnregisterHost(0, host_.data() + kBytes).ok());
   EXPECT_THAT(gpu_.violations(), ElementsAre(_, "UnregisterHost: work names it"));
   gpu_.RunAll();
   EXPECT_THAT(gpu_.violations().back(), HasSubstr("neither registered as one"));
