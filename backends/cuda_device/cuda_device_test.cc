@@ -262,6 +262,19 @@ TEST_F(CudaDeviceTest, ARefusedRecordOrWaitLosesTheDevice) {
   }
 }
 
+// Its threads are ending, and one of them notices.
+TEST_F(CudaDeviceTest, ADeviceMayFailWhileTheBackendGoes) {
+  for (uint32_t seed = 1; seed <= 50; ++seed) {
+    Use({.seed = seed}, {.capacity_bytes = 64 * kKiB});
+    const Stream stream = gpu_->EngineStream();
+    for (int i = 0; i < 500; ++i) gpu_->Enqueue(stream, [] {});
+    backend_->After(stream);
+    gpu_->LoseDevice(0, 400);
+    TearDown();
+    backend_ = nullptr;
+  }
+}
+
 TEST_F(CudaDeviceTest, AStreamThatStallsHoldsUpNobodyElse) {
   Use({.run_when_waited_for = false}, {.capacity_bytes = 64 * kKiB, .link = {.threads = 1}});
   const Extent extent = *backend_->Allocate(kKiB);

@@ -77,7 +77,8 @@ absl::Status DeviceLink::Start() {
 }
 
 DeviceLink::~DeviceLink() {
-  threads_.reset();
+  // They may still notice that the device has failed, which takes one of them to tell.
+  if (threads_ != nullptr) threads_->End();
   for (GpuStream stream : streams_) {
     if (stream != nullptr) runtime_->DestroyStream(device_, stream).IgnoreError();
   }

@@ -18,7 +18,7 @@ absl::Status LinkThreads::Start() {
   return absl::OkStatus();
 }
 
-LinkThreads::~LinkThreads() {
+void LinkThreads::End() {
   {
     MutexLock lock(mu_);
     stop_ = Stop::kWaiters;
@@ -28,8 +28,10 @@ LinkThreads::~LinkThreads() {
     work_.NotifyAll();
   }
   for (std::thread& worker : workers_) worker.join();
+  workers_.clear();
   MutexLock lock(mu_);
   for (std::thread& waiter : ended_) waiter.join();
+  ended_.clear();
 }
 
 void LinkThreads::Run(std::function<void()> work) {

@@ -35,10 +35,12 @@ class LinkThreads {
   };
 
   explicit LinkThreads(Options options) : options_(std::move(options)) {}
-  // Ends everything that was asked for, also by work that still ran.
-  ~LinkThreads();
+  ~LinkThreads() { End(); }
   LinkThreads(const LinkThreads&) = delete;
   LinkThreads& operator=(const LinkThreads&) = delete;
+
+  // Ends everything that was asked for, and what that asks for; nothing runs when it returns.
+  void End();
 
   // Starts the workers. kResourceExhausted when the system has no more threads.
   absl::Status Start();
