@@ -14,6 +14,9 @@ namespace {
 // The more groups, the earlier a stream can go on, and the more events and calls there are.
 constexpr size_t kMostGroups = 64;
 
+// A call that was refused did nothing, and what refused it may have passed.
+constexpr int kTries = 3;
+
 // Of this call alone: the device is as good as before.
 bool IsOfTheCall(const absl::Status& status) {
   return status.ok() || absl::IsInvalidArgument(status) || absl::IsResourceExhausted(status);
@@ -66,7 +69,7 @@ absl::Status DeviceLink::Start() {
       .begin = [this] { runtime_->UseThreadFor(device_); },
       .wait =
           [this](const PooledEvent& event) {
-            absl::Status fired = runtime_->Synchronize(event.device, event.handle);
+            absl::Status fired = Synchronize(event);
             return event.device == device_ ? NoticedForGood(std::move(fired)) : fired;
           },
   });
@@ -172,7 +175,20 @@ absl::StatusOr<EventRef> DeviceLink::TakeEvent() {
 }
 
 absl::Status DeviceLink::Record(const EventRef& event, StreamNumber stream) {
-  return NoticedForGood(runtime_->Record(device_, event->handle, streams_[stream]));
+  return NoticedForGood(
+      Insist([&] { return runtime_->Record(device_, event->handle, streams_[stream]); }));
+}
+
+absl::Status DeviceLink::Insist(absl::FunctionRef<absl::Status()> call) {
+  absl::Status status = call();
+  for (int tries = 1; tries < kTries && !status.ok() && IsOfTheCall(status); ++tries) {
+    status = call();
+  }
+  return status;
+}
+
+absl::Status DeviceLink::Synchronize(const PooledEvent& event) {
+  return Insist([&] { return runtime_->Synchronize(event.device, event.handle); });
 }
 
 // Nobody would know when what is under way has run.

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -189,6 +190,10 @@ class DeviceLink {
   // device fails.
   absl::StatusOr<EventRef> TakeEvent();
   absl::Status Record(const EventRef& event, StreamNumber stream);
+  // Makes a call, some times if need be, without which nobody would know when what is under way has
+  // run.
+  static absl::Status Insist(absl::FunctionRef<absl::Status()> call);
+  absl::Status Synchronize(const PooledEvent& event);
   // Lets ops [first, end) end with `enqueued`, and not before `event` of `stream` has fired, if
   // there is one: then the caller holds uses_.enqueue_mu() since it was recorded, so that events of
   // a stream are awaited in their order.

@@ -136,7 +136,7 @@ void DeviceLink::EnqueuePages(PagedCall& call, size_t first, size_t end) {
       copy_pages({*between});
     }
     // Behind everything that was enqueued, also when something was refused.
-    status.Update(NoticedForGood(WaitFor(last_stream, {*between})));
+    status.Update(NoticedForGood(Insist([&] { return WaitFor(last_stream, {*between}); })));
     status.Update(Record(*event, last_stream));
     if (chunk != nullptr) chunk->busy = *event;
     for (size_t i = first; i < end && ordered; ++i) {

@@ -119,7 +119,7 @@ void DeviceLink::StageIn(const Call& call, size_t first, size_t end) {
     while (status.ok() && cutter.op() < end) {
       Staging::Chunk& chunk = into_device_.staging.Next();
       if (chunk.busy != nullptr) {
-        status = NoticedForGood(runtime_->Synchronize(device_, chunk.busy->handle));
+        status = NoticedForGood(Synchronize(*chunk.busy));
       }
       const absl::StatusOr<EventRef> event = TakeEvent();
       status.Update(event.status());
@@ -145,7 +145,7 @@ void DeviceLink::StageIn(const Call& call, size_t first, size_t end) {
   }
   // What was not sent off, or only in part.
   if (first == end) return;
-  if (last != nullptr) status.Update(NoticedForGood(runtime_->Synchronize(device_, last->handle)));
+  if (last != nullptr) status.Update(NoticedForGood(Synchronize(*last)));
   for (size_t i = first; i < end; ++i) call.batch->EndStep(i, status);
 }
 
@@ -160,7 +160,7 @@ void DeviceLink::StageOut(const Call& call, size_t first, size_t end) {
   absl::Status status;
   const auto copy_out = [&] {
     const Arriving& chunk = arriving.front();
-    status.Update(NoticedForGood(runtime_->Synchronize(device_, chunk.event->handle)));
+    status.Update(NoticedForGood(Synchronize(*chunk.event)));
     for (const CopyPiece& piece : chunk.pieces) {
       if (status.ok()) CopyBytes(piece.to, {piece.from, piece.bytes}, NextRead::kSoon);
     }
