@@ -271,6 +271,23 @@ TEST_F(CudaDeviceTest, ARecordOrAWaitThatIsRefusedIsAskedForAgain) {
   }
 }
 
+TEST_F(CudaDeviceTest, ACopyBehindADeviceThatFailsFails) {
+  Use({.devices = 2, .run_when_waited_for = false}, {.capacity_bytes = 64 * kKiB});
+  const Extent extent = *backend_->Allocate(kKiB);
+  const MutableBytes source = DeviceMemory(kKiB);
+  const Stream other = gpu_->EngineStream(1);
+  // The kernel that makes the source.
+  gpu_->Enqueue(other, [] {});
+  const Transfer write = Write(extent, source, kDevice, other);
+  gpu_->LoseDevice(1);
+  gpu_->RunAll();
+  EXPECT_FALSE(write.Wait().ok());
+  const Transfer again = Write(extent, source, kDevice);
+  gpu_->RunAll();
+  EXPECT_TRUE(again.Wait().ok()) << again.Wait();
+  backend_->Free(extent);
+}
+
 // Its threads are ending, and one of them notices.
 TEST_F(CudaDeviceTest, ADeviceMayFailWhileTheBackendGoes) {
   for (uint32_t seed = 1; seed <= 50; ++seed) {

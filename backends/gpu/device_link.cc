@@ -267,9 +267,10 @@ void DeviceLink::CheckBeside(const std::shared_ptr<LinkBatch>& batch, size_t fir
 
 void DeviceLink::EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end,
                           GpuStream stream, EventRef event, absl::Status enqueued, Kept kept) {
-  auto end_ops = [batch, first, end, enqueued = std::move(enqueued),
+  auto end_ops = [this, batch, first, end, enqueued = std::move(enqueued),
                   kept = std::move(kept)](const absl::Status& fired) {
-    const absl::Status& status = enqueued.ok() ? fired : enqueued;
+    absl::Status status = enqueued.ok() ? fired : enqueued;
+    if (status.ok()) status = CameAfter(batch->after());
     for (size_t i = first; i < end; ++i) batch->EndStep(i, status);
   };
   if (event != nullptr) {
@@ -277,6 +278,12 @@ void DeviceLink::EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first,
   } else {
     threads_->Run([end_ops = std::move(end_ops)] { end_ops(absl::OkStatus()); });
   }
+}
+
+// Copies may go on when the other device fails before it gets there: of what was not made yet.
+absl::Status DeviceLink::CameAfter(const EventRef& after) {
+  if (after == nullptr || after->device == device_) return absl::OkStatus();
+  return Synchronize(*after);
 }
 
 void DeviceLink::EnqueueGroup(const Call& call, size_t first, size_t end) {
@@ -328,8 +335,10 @@ Transfer DeviceLink::Copy(absl::Span<const CopyPiece> pieces, std::vector<Op> op
       total_bytes += piece.bytes;
     }
   }
-  const auto batch = std::make_shared<LinkBatch>(runtime_, &uses_, std::move(states), ordered);
-  const Call call = {batch, pieces, ops, after.ok() ? *after : nullptr};
+  const EventRef fence = after.ok() ? *after : nullptr;
+  const auto batch =
+      std::make_shared<LinkBatch>(runtime_, &uses_, std::move(states), ordered, fence);
+  const Call call = {batch, pieces, ops, fence};
   const size_t group_bytes = total_bytes / kMostGroups;
   for (size_t first = 0; first < ops.size();) {
     if (!ops[first].status.ok()) {
@@ -365,7 +374,7 @@ Transfer DeviceLink::After(Stream stream) {
   if (event.ok() && *event == nullptr) return Transfer::Completed(1);
   if (!event.ok()) return Transfer::Completed({event.status()});
   const auto batch =
-      std::make_shared<LinkBatch>(runtime_, &uses_, std::vector<LinkBatch::Op>(1), true);
+      std::make_shared<LinkBatch>(runtime_, &uses_, std::vector<LinkBatch::Op>(1), true, nullptr);
   batch->Mark(0, 1, 0, *event);
   EndAfter(batch, 0, 1, stream.handle, *event, absl::OkStatus(), {});
   return batch->transfer();

@@ -159,6 +159,8 @@ class DeviceLink {
   // What a call comes after: an event behind the work on `stream`, nullptr for none. Refuses when
   // the device has failed.
   absl::StatusOr<EventRef> Fence(Stream stream);
+  // Whether copies that have run did so behind it. REQUIRES: they have.
+  absl::Status CameAfter(const EventRef& after);
   // Each enqueues the copies of ops [first, end), of one direction, as one group, and sees to it
   // that they end. StageOut() has ended them when it returns.
   struct Call;

@@ -199,8 +199,8 @@ Transfer DeviceLink::CopyPages(const PagedKv& kv, absl::Span<const int32_t> page
     states.push_back({op.part, op.extent, op.status.ok() ? std::move(op.check) : nullptr,
                       /*check_after_copy=*/side == PagesSide::kGather});
   }
-  const auto batch =
-      std::make_shared<LinkBatch>(runtime_, &uses_, std::move(states), /*ordered=*/true);
+  const auto batch = std::make_shared<LinkBatch>(runtime_, &uses_, std::move(states),
+                                                 /*ordered=*/true, call.after);
   call.batch = batch;
   for (size_t first = 0; first < ops.size();) {
     if (!ops[first].status.ok()) {

@@ -195,6 +195,7 @@ void DeviceLink::StageOut(const Call& call, size_t first, size_t end) {
     }
     while (!arriving.empty()) copy_out();
   }
+  if (status.ok()) status = CameAfter(call.after);
   for (size_t i = first; i < end; ++i) call.batch->EndStep(i, status);
 }
 

@@ -38,8 +38,9 @@ TransferSource::Hooks LinkBatch::MakeHooks(std::shared_ptr<Marks> marks,
 }
 
 LinkBatch::LinkBatch(std::shared_ptr<GpuRuntime> runtime, ExtentUses* uses, std::vector<Op> ops,
-                     bool ordered)
+                     bool ordered, EventRef after)
     : uses_(*uses),
+      after_(std::move(after)),
       marks_(std::make_shared<Marks>()),
       source_(PartsOf(ops),
               ordered ? MakeHooks(marks_, std::move(runtime)) : TransferSource::Hooks{}),

@@ -34,10 +34,12 @@ class LinkBatch {
   };
 
   // `uses` outlives all ops. With `ordered`, streams can wait for the transfer by its marks.
+  // `after`: what the copies come after, or null.
   LinkBatch(std::shared_ptr<GpuRuntime> runtime, ExtentUses* uses, std::vector<Op> ops,
-            bool ordered);
+            bool ordered, EventRef after);
 
   Transfer transfer() const { return source_.transfer(); }
+  const EventRef& after() const { return after_; }
   const Op& op(size_t i) const { return states_[i].op; }
   // Whether a step of the op is to run its check.
   bool checks_beside(size_t i) const {
@@ -79,6 +81,7 @@ class LinkBatch {
   static std::vector<uint32_t> PartsOf(absl::Span<const Op> ops);
 
   ExtentUses& uses_;
+  const EventRef after_;
   const std::shared_ptr<Marks> marks_;
   const TransferSource source_;
   Mutex mu_;  // of steps_left and status
