@@ -53,7 +53,9 @@ class PinnedHostBackend final : public StorageBackend {
     if (kv.space.kind == MemoryKind::kDevice) {
       return RunPages(kv, page_table, ops, stream, DeviceLink::PagesSide::kGather);
     }
-    for (const PagedWriteOp& op : ops) WaitForCopies(op.destination, /*write=*/true);
+    absl::Status status;
+    for (const PagedWriteOp& op : ops) status.Update(WaitForCopies(op.destination, /*write=*/true));
+    if (!status.ok()) return AllFail(ops.size(), std::move(status));
     return StorageBackend::WritePages(kv, page_table, ops, stream);
   }
 
@@ -62,7 +64,9 @@ class PinnedHostBackend final : public StorageBackend {
     if (kv.space.kind == MemoryKind::kDevice) {
       return RunPages(kv, page_table, ops, stream, DeviceLink::PagesSide::kScatter);
     }
-    for (const PagedReadOp& op : ops) WaitForCopies(op.source, /*write=*/false);
+    absl::Status status;
+    for (const PagedReadOp& op : ops) status.Update(WaitForCopies(op.source, /*write=*/false));
+    if (!status.ok()) return AllFail(ops.size(), std::move(status));
     return StorageBackend::ReadPages(kv, page_table, ops, stream);
   }
 
@@ -111,11 +115,17 @@ class PinnedHostBackend final : public StorageBackend {
   }
 
   // Copies that are under way by a device, and that this processor must not overtake.
-  void WaitForCopies(const Extent& extent, bool write) {
+  absl::Status WaitForCopies(const Extent& extent, bool write) {
     for (const EventRef& event : uses_.Conflicts(extent, write)) {
-      // A device that has failed copies nothing any more.
-      runtime_->Synchronize(event->device, event->handle).IgnoreError();
+      absl::Status status = runtime_->Synchronize(event->device, event->handle);
+      // With any other error the device has failed: it copies nothing any more.
+      if (absl::IsInvalidArgument(status) || absl::IsResourceExhausted(status)) return status;
     }
+    return absl::OkStatus();
+  }
+
+  static Transfer AllFail(size_t ops, absl::Status status) {
+    return Transfer::Completed(std::vector<absl::Status>(ops, std::move(status)));
   }
 
   static absl::Status Copy(const WriteOp& op, std::byte* at) {
@@ -130,7 +140,8 @@ class PinnedHostBackend final : public StorageBackend {
       return absl::InvalidArgumentError(
           "pinned_host cannot order a copy between host memory behind a stream");
     }
-    WaitForCopies(ExtentOf(op), std::is_same_v<Op, WriteOp>);
+    absl::Status status = WaitForCopies(ExtentOf(op), std::is_same_v<Op, WriteOp>);
+    if (!status.ok()) return status;
     return Copy(op, Address(ExtentOf(op)) + op.offset);
   }
 
@@ -193,9 +204,7 @@ class PinnedHostBackend final : public StorageBackend {
     absl::Status status = kv.Validate();
     DeviceLink* link = nullptr;
     if (status.ok()) status = FindLink(kv.space.device, &link);
-    if (!status.ok()) {
-      return Transfer::Completed(std::vector<absl::Status>(ops.size(), std::move(status)));
-    }
+    if (!status.ok()) return AllFail(ops.size(), std::move(status));
     std::vector<DeviceLink::PagedOp> link_ops = LinkOpsOf(*this, kv, page_table, ops);
     for (size_t i = 0; i < ops.size(); ++i) {
       DeviceLink::PagedOp& op = link_ops[i];

@@ -127,13 +127,6 @@ TEST(PinnedHostTest, TakesMemoryFromANode) {
   EXPECT_EQ(node, 0);
 }
 
-TEST(PinnedHostTest, MemoryIsPinnedByTheDeviceThatIsNamed) {
-  const auto gpu = MakeGpu(/*devices=*/2);
-  gpu->LoseDevice(0);
-  EXPECT_TRUE(CreatePinnedHostBackend({.capacity_bytes = kMiB, .device = 1}, gpu).ok());
-  EXPECT_FALSE(CreatePinnedHostBackend({.capacity_bytes = kMiB, .device = 0}, gpu).ok());
-}
-
 TEST(PinnedHostTest, WithoutPinnedMemoryItIsHostMemory) {
   const auto backend = MakeBackend(
       nullptr, {.capacity_bytes = kMiB, .if_not_pinnable = IfNotPinnable::kUsePageable});
@@ -264,6 +257,39 @@ TEST(PinnedHostTest, CopiesOfOneBlockByTwoDevicesKeepTheirOrder) {
     for (int device : {0, 1}) EXPECT_TRUE(gpu->FreeDevice(device, memory[device]).ok());
     EXPECT_TRUE(gpu->violations().empty());
   }
+}
+
+TEST(PinnedHostTest, ACopyOnTheHostOvertakesNoneThatItCannotWaitFor) {
+  const auto gpu =
+      std::make_shared<FakeGpuRuntime>(FakeGpuRuntime::Options{.run_when_waited_for = false});
+  std::unique_ptr<StorageBackend> backend = MakeBackend(gpu, {.capacity_bytes = kMiB});
+  const Extent extent = *backend->Allocate(256);
+  std::byte* const memory = *gpu->AllocateDevice(0, 256);
+  const ConstBytes on_device = {memory, 256};
+  const WriteOp from_device = {extent, 0, {&on_device, 1}, kDevice, 0, {}};
+  const Transfer first = backend->Write({&from_device, 1}, Stream::None());
+  // The link's thread has asked, so that the refusal is not for it.
+  while (gpu->calls("Synchronize") == 0) std::this_thread::yield();
+  gpu->FailCall("Synchronize", absl::ResourceExhaustedError("injected"));
+  const std::vector<std::byte> bytes(256, std::byte{2});
+  const ConstBytes on_host = bytes;
+  const WriteOp from_host = {extent, 0, {&on_host, 1}, {}, 1, {}};
+  const Transfer second = backend->Write({&from_host, 1}, Stream::None());
+  EXPECT_TRUE(absl::IsResourceExhausted(second.Wait())) << second.Wait();
+  EXPECT_NE(backend->Address(extent)[0], std::byte{2});
+  gpu->RunAll();
+  EXPECT_TRUE(first.Wait().ok());
+  backend->Free(extent);
+  backend.reset();
+  EXPECT_TRUE(gpu->FreeDevice(0, memory).ok());
+  EXPECT_TRUE(gpu->violations().empty());
+}
+
+TEST(PinnedHostTest, MemoryIsPinnedByTheDeviceThatIsNamed) {
+  const auto gpu = MakeGpu(/*devices=*/2);
+  gpu->LoseDevice(0);
+  EXPECT_TRUE(CreatePinnedHostBackend({.capacity_bytes = kMiB, .device = 1}, gpu).ok());
+  EXPECT_FALSE(CreatePinnedHostBackend({.capacity_bytes = kMiB, .device = 0}, gpu).ok());
 }
 
 TEST_F(ToDeviceTest, OneDeviceIsLostAndTheOtherGoesOn) {
