@@ -390,7 +390,8 @@ void DeviceLink::AddStats(BackendStats* stats) const {
   add("batched_bytes", "Bytes given to the device's copy engines.", batched_bytes_);
   add("kernel_bytes", "Bytes of pieces that a kernel copies.", kernel_bytes_);
   add("staged_bytes", "Bytes of these from and to pageable memory.", staged_bytes_);
-  add("paged_bytes", "Bytes of parts that were gathered from pages, or scattered to them.", paged_bytes_);
+  add("paged_bytes", "Bytes of parts that were gathered from pages, or scattered to them.",
+      paged_bytes_);
   const absl::Status failed = status();
   if (!failed.ok()) stats->facts.push_back({absl::StrCat(device, "error"), failed.ToString()});
 }

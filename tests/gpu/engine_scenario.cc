@@ -106,7 +106,7 @@ EngineScenario::~EngineScenario() {
     if (buffer.on_device()) {
       gpu_->FreeDevice(buffer.space.device, buffer.data).IgnoreError();
     } else if (buffer.space.kind == MemoryKind::kPinnedHost) {
-      gpu_->UnregisterHost(buffer.data).IgnoreError();
+      gpu_->UnregisterHost(device_, buffer.data).IgnoreError();
     }
   }
   EXPECT_TRUE(gpu_->violations().empty())
