@@ -344,7 +344,9 @@ void WriteLease::SumUnclaimed() const {
   absl::InlinedVector<uint32_t, 64> unclaimed;
   cache_
       ->Change([&](BlockTable& table, Nanos, Removed*) {
-        for (uint32_t part = 0; part < parts_; ++part) {
+        // Of a block that is gone, copies that CommitAfter() did not take may be under way.
+        const bool writing = table.block(slot_).state == Block::State::kWriting;
+        for (uint32_t part = 0; writing && part < parts_; ++part) {
           if (!table.Claimed(slot_, part)) unclaimed.push_back(part);
         }
         return absl::OkStatus();
