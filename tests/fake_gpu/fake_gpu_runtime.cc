@@ -97,8 +97,10 @@ void FakeGpuRuntime::RunAll() {
 }
 
 bool FakeGpuRuntime::AnyCanRun() const {
-  return std::any_of(streams_.begin(), streams_.end(),
-                     [this](const auto& stream) { return CanRun(*stream.second); });
+  for (const auto& [handle, stream] : streams_) {
+    if (CanRun(*stream)) return true;
+  }
+  return false;
 }
 
 bool FakeGpuRuntime::AnyBusy() const {
