@@ -170,11 +170,11 @@ class FakeGpuRuntime final : public GpuRuntime {
   bool IsNamed(const std::byte* memory, size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RunKernel(int device, const KernelWork& kernel) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static PagedWork PagedWorkOf(const PagedCopy& copy);
-  // Calls visit(at, bytes) for what the copy reads and writes, of parts and of `pages`, until it
-  // returns false; returns what it returned last.
-  template <typename Visit>
-  static bool EachOfPages(const PagedWork& work, absl::Span<const int32_t> pages,
-                          const Visit& visit);
+  // What the copy reads and writes, of parts and of `pages`, which may be none.
+  static std::vector<ConstBytes> StretchesOf(const PagedWork& work,
+                                             absl::Span<const int32_t> pages);
+  bool CheckStretches(int device, const PagedWork& work, absl::Span<const int32_t> pages)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool CheckPages(int device, const PagedWork& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void RunPages(int device, const PagedWork& work) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool IsLost(int device) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <iterator>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "kvcache/tests/fake_gpu/fake_gpu_runtime.h"
@@ -133,17 +134,17 @@ FakeGpuRuntime::PagedWork FakeGpuRuntime::PagedWorkOf(const PagedCopy& copy) {
   return work;
 }
 
-template <typename Visit>
-bool FakeGpuRuntime::EachOfPages(const PagedWork& work, absl::Span<const int32_t> pages,
-                                 const Visit& visit) {
+std::vector<ConstBytes> FakeGpuRuntime::StretchesOf(const PagedWork& work,
+                                                    absl::Span<const int32_t> pages) {
   const PagedCopy& copy = work.copy;
   const size_t row = copy.row_bytes;
+  std::vector<ConstBytes> stretches;
   for (const PartOfTokens& part : work.parts) {
     const size_t tensor_bytes = row * copy.heads * part.part_tokens;
     for (std::byte* const tensor : {copy.k, copy.v}) {
       if (tensor == nullptr || part.tokens == 0) continue;
       std::byte* const dense = part.k + (tensor == copy.k ? 0 : tensor_bytes);
-      if (!visit(dense, row * copy.heads * part.tokens)) return false;
+      stretches.push_back({dense, row * copy.heads * part.tokens});
       const uint32_t end = part.first_token + part.tokens;
       for (uint32_t token = part.first_token; token < end && !pages.empty();) {
         const uint32_t page = token / copy.page_tokens;
@@ -154,10 +155,18 @@ bool FakeGpuRuntime::EachOfPages(const PagedWork& work, absl::Span<const int32_t
         const size_t begin = copy.head_token_dim ? in_page : size_t{in_page} * copy.heads;
         const size_t rows = copy.head_token_dim ? size_t{copy.heads - 1} * copy.page_tokens + tokens
                                                 : size_t{tokens} * copy.heads;
-        if (!visit(at + row * begin, row * rows)) return false;
+        stretches.push_back({at + row * begin, row * rows});
         token += tokens;
       }
     }
+  }
+  return stretches;
+}
+
+bool FakeGpuRuntime::CheckStretches(int device, const PagedWork& work,
+                                    absl::Span<const int32_t> pages) {
+  for (const ConstBytes& stretch : StretchesOf(work, pages)) {
+    if (!CheckReach("pages", device, stretch.data(), stretch.size(), By::kKernel)) return false;
   }
   return true;
 }
@@ -181,9 +190,7 @@ bool FakeGpuRuntime::CheckPages(int device, const PagedWork& work) {
       return false;
     }
   }
-  return EachOfPages(work, work.pages, [&](const std::byte* at, size_t bytes) {
-    return CheckReach("pages", device, at, bytes, By::kKernel);
-  });
+  return CheckStretches(device, work, work.pages);
 }
 
 void FakeGpuRuntime::RunPages(int device, const PagedWork& work) {
@@ -202,11 +209,7 @@ void FakeGpuRuntime::RunPages(int device, const PagedWork& work) {
     violations_.push_back("pages: the page table is not what the host's was at the call");
     return;
   }
-  if (work.pages.empty() && !EachOfPages(work, pages, [&](const std::byte* at, size_t bytes) {
-        return CheckReach("pages", device, at, bytes, By::kKernel);
-      })) {
-    return;
-  }
+  if (work.pages.empty() && !CheckStretches(device, work, pages)) return;
   const size_t row = copy.row_bytes;
   const size_t token_bytes = row * copy.heads;
   for (const PartOfTokens& part : work.parts) {
@@ -239,6 +242,11 @@ bool FakeGpuRuntime::IsNamed(const std::byte* memory, size_t bytes) const {
       return apart(piece.to, piece.bytes) && apart(piece.from, piece.bytes);
     });
   };
+  const auto stretches_apart = [&](const std::vector<ConstBytes>& stretches) {
+    return std::all_of(stretches.begin(), stretches.end(), [&](const ConstBytes& stretch) {
+      return apart(stretch.data(), stretch.size());
+    });
+  };
   for (const auto& [handle, stream] : streams_) {
     if (IsLost(stream->device)) continue;
     for (const Work& work : stream->work) {
@@ -254,7 +262,7 @@ bool FakeGpuRuntime::IsNamed(const std::byte* memory, size_t bytes) const {
                     apart(paged->copy.page_table + paged->first_page, table_bytes) &&
                     (paged->pages.empty() ||
                      apart(paged->copy.host_page_table + paged->first_page, table_bytes)) &&
-                    EachOfPages(*paged, paged->pages, apart);
+                    stretches_apart(StretchesOf(*paged, paged->pages));
       }
       if (!all_apart) return true;
     }
