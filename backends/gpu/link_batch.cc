@@ -46,8 +46,10 @@ LinkBatch::LinkBatch(std::shared_ptr<GpuRuntime> runtime, ExtentUses* uses, std:
               ordered ? MakeHooks(marks_, std::move(runtime)) : TransferSource::Hooks{}),
       states_(ops.size()) {
   for (size_t i = 0; i < ops.size(); ++i) {
-    states_[i].op = std::move(ops[i]);
-    states_[i].steps_left = checks_beside(i) ? 2 : 1;
+    State& state = states_[i];
+    state.op = std::move(ops[i]);
+    state.checks_beside = state.op.check != nullptr && !state.op.check_after_copy;
+    state.steps_left = state.checks_beside ? 2 : 1;
   }
 }
 

@@ -42,9 +42,7 @@ class LinkBatch {
   const EventRef& after() const { return after_; }
   const Op& op(size_t i) const { return states_[i].op; }
   // Whether a step of the op is to run its check.
-  bool checks_beside(size_t i) const {
-    return states_[i].op.check != nullptr && !states_[i].op.check_after_copy;
-  }
+  bool checks_beside(size_t i) const { return states_[i].checks_beside; }
   // The op's extent is in use, until the op ends. REQUIRES: it is not yet.
   void ExtentBegun(size_t i) { states_[i].extent_begun = true; }
   bool extent_begun(size_t i) const { return states_[i].extent_begun; }
@@ -71,6 +69,7 @@ class LinkBatch {
   };
   struct State {
     Op op;
+    bool checks_beside = false;  // stays when the op, which may have ended, has no check any more
     int steps_left = 0;
     absl::Status status;
     bool extent_begun = false;
