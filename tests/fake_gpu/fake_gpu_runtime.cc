@@ -411,3 +411,9 @@ absl::Status FakeGpuRuntime::Synchronize(int device, GpuEvent event) {
 }
 
 }  // namespace kvcache
+
+#if defined(__SANITIZE_THREAD__)
+// Part of the counting of references to an error is in a library that the thread sanitizer does not
+// see into, so that the last owner's delete looks like a race with those before it.
+extern "C" const char* __tsan_default_suppressions() { return "race:absl::*::Status::Unref\n"; }
+#endif
