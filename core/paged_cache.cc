@@ -184,10 +184,12 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
   Loaded loaded = {.tokens = first_token};
   const auto in_blocks = static_cast<uint32_t>(
       std::min<size_t>(tokens.size(), keys->size() * options_.tokens_per_block));
-  if (in_blocks <= first_token) return loaded;
-  absl::Status in_pages =
-      ValidateTokens(pages_, page_table, {first_token, in_blocks - first_token});
-  if (!in_pages.ok()) return in_pages;
+  if (in_blocks == 0) return loaded;
+  if (in_blocks > first_token) {
+    absl::Status in_pages =
+        ValidateTokens(pages_, page_table, {first_token, in_blocks - first_token});
+    if (!in_pages.ok()) return in_pages;
+  }
 
   PrefixMatch match = cache_.Match({.ns = ns_,
                                     .keys = *keys,

@@ -98,7 +98,8 @@ class PagedCache {
   };
   // Loads what there is of the prompt's beginning, as much as the page table has pages for, behind
   // the work that is on `stream`. The engine has what is before `first_token` already: nothing of
-  // it is written, and its pages need not be in the table. kInvalidArgument when there are no
+  // it is written, and its pages need not be in the table; but its blocks are hits like the others,
+  // so that they stay as long as the engine uses them. kInvalidArgument when there are no
   // tokens, first_token is behind the last one, or a page of a token from there on is not one of
   // the engine's; kFailedPrecondition when somebody has put a block of another size, or of other
   // parts than one for each layer, under a key of the prompt.

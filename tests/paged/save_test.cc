@@ -170,6 +170,15 @@ TEST_F(SaveTest, WhatTheEngineHasCountsAsLoaded) {
   EXPECT_TRUE(absl::IsInvalidArgument(load(12, Table(0)).status()));
 }
 
+TEST_F(SaveTest, WhatTheEngineHasStaysInUse) {
+  SaveAndWait(0, Tokens(8));
+  const uint64_t before = cache_->stats().counters.block_hits;
+  const auto loaded = paged_->Load(Tokens(8), Table(0), {}, 8);
+  ASSERT_TRUE(loaded.ok()) << loaded.status();
+  EXPECT_EQ(loaded->copies.size(), 0u);
+  EXPECT_EQ(cache_->stats().counters.block_hits, before + 2);
+}
+
 TEST_F(SaveTest, BlocksThatAreNoBlocksOfTheCacheAreRefused) {
   MakeCache({.capacity_bytes = kBlockBytes});
   PagedKv larger = kv_;
