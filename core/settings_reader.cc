@@ -25,7 +25,7 @@ void SettingsReader::ReadNumber(absl::string_view name, const Parse& parse) {
   const std::string* const text = Find(name);
   if (text == nullptr || parse(*text)) return;
   status_.Update(absl::InvalidArgumentError(
-      absl::StrCat(owner_, ": ", name, " = '", *text, "' is not a number that it can be")));
+      absl::StrCat(owner_, ": ", name, " = '", *text, "' is not a number that fits")));
 }
 
 void SettingsReader::Number(absl::string_view name, int* value) {

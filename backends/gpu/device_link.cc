@@ -17,11 +17,6 @@ constexpr size_t kMostGroups = 64;
 // A call that was refused did nothing, and what refused it may have passed.
 constexpr int kTries = 3;
 
-// Of this call alone: the device is as good as before.
-bool IsOfTheCall(const absl::Status& status) {
-  return status.ok() || absl::IsInvalidArgument(status) || absl::IsResourceExhausted(status);
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<DeviceLink>> DeviceLink::Create(std::shared_ptr<GpuRuntime> runtime,
@@ -74,7 +69,7 @@ absl::Status DeviceLink::Start() {
           },
   });
   if (absl::Status status = threads_->Start(); !status.ok()) return status;
-  // What may block on a device that is busy, or need memory there, is done before it is.
+  // At their first use these might wait for the device's work, or find no memory there.
   if (absl::Status status = runtime_->LoadKernels(device_); !status.ok()) return status;
   return pinned_buffers_.Take(1).status();
 }
@@ -101,7 +96,7 @@ DeviceLink::~DeviceLink() {
 // --- Failures
 
 absl::Status DeviceLink::Noticed(absl::Status status) {
-  if (IsOfTheCall(status)) return status;
+  if (status.ok() || GpuRuntime::DidNothing(status)) return status;
   absl::Status failed;
   {
     MutexLock lock(mu_);
@@ -162,8 +157,9 @@ absl::Status DeviceLink::WaitFor(StreamNumber stream, absl::Span<const EventRef>
     if (events[i] == nullptr || (i > 0 && events[i] == events[i - 1])) continue;
     absl::Status status = runtime_->MakeWait(device_, streams_[stream], events[i]->handle);
     // A device that has failed copies nothing any more: its events are nothing to wait for.
-    if (!status.ok() && !IsOfTheCall(status) && events[i]->device != device_) continue;
-    if (!Noticed(status).ok()) return Noticed(std::move(status));
+    if (!status.ok() && !GpuRuntime::DidNothing(status) && events[i]->device != device_) continue;
+    status = Noticed(std::move(status));
+    if (!status.ok()) return status;
   }
   return absl::OkStatus();
 }
@@ -181,9 +177,7 @@ absl::Status DeviceLink::Record(const EventRef& event, StreamNumber stream) {
 
 absl::Status DeviceLink::Insist(absl::FunctionRef<absl::Status()> call) {
   absl::Status status = call();
-  for (int tries = 1; tries < kTries && !status.ok() && IsOfTheCall(status); ++tries) {
-    status = call();
-  }
+  for (int tries = 1; tries < kTries && GpuRuntime::DidNothing(status); ++tries) status = call();
   return status;
 }
 
@@ -193,7 +187,7 @@ absl::Status DeviceLink::Synchronize(const PooledEvent& event) {
 
 // Nobody would know when what is under way has run.
 absl::Status DeviceLink::NoticedForGood(absl::Status status) {
-  if (status.ok() || !IsOfTheCall(status)) return Noticed(std::move(status));
+  if (!GpuRuntime::DidNothing(status)) return Noticed(std::move(status));
   return Noticed(absl::InternalError(status.ToString()));
 }
 
@@ -369,7 +363,7 @@ Transfer DeviceLink::Copy(absl::Span<const CopyPiece> pieces, std::vector<Op> op
 }
 
 Transfer DeviceLink::After(Stream stream) {
-  MutexLock lock(uses_.enqueue_mu());
+  MutexLock lock(after_mu_);
   const absl::StatusOr<EventRef> event = Fence(stream);
   if (event.ok() && *event == nullptr) return Transfer::Completed(1);
   if (!event.ok()) return Transfer::Completed({event.status()});

@@ -197,8 +197,8 @@ class DeviceLink {
   static absl::Status Insist(absl::FunctionRef<absl::Status()> call);
   absl::Status Synchronize(const PooledEvent& event);
   // Lets ops [first, end) end with `enqueued`, and not before `event` of `stream` has fired, if
-  // there is one: then the caller holds uses_.enqueue_mu() since it was recorded, so that events of
-  // a stream are awaited in their order.
+  // there is one: then the caller holds, since it was recorded, the lock under which that stream's
+  // events are, so that they are awaited in their order.
   void EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first, size_t end, GpuStream stream,
                 EventRef event, absl::Status enqueued, Kept kept);
 
@@ -220,6 +220,7 @@ class DeviceLink {
   BufferPool device_buffers_;
   std::array<GpuStream, kStreams> streams_ = {};
 
+  Mutex after_mu_;  // callers' streams; uses_.enqueue_mu() is for streams_
   HostStaging into_device_;
   HostStaging out_of_device_;
   std::array<Staging, 2> page_staging_;  // by PagesSide; guarded by uses_.enqueue_mu()

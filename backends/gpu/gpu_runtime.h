@@ -45,6 +45,11 @@ class GpuRuntime {
  public:
   virtual ~GpuRuntime() = default;
 
+  // Whether this is an error of one call, after which the device is as good as before.
+  static bool DidNothing(const absl::Status& status) {
+    return absl::IsInvalidArgument(status) || absl::IsResourceExhausted(status);
+  }
+
   // For threads of this project's own: the calling thread works for this device alone. Calls on
   // other threads leave their current device, or none, as it was.
   virtual void UseThreadFor(int device) = 0;

@@ -119,7 +119,7 @@ class PinnedHostBackend final : public StorageBackend {
     for (const EventRef& event : uses_.Conflicts(extent, write)) {
       absl::Status status = runtime_->Synchronize(event->device, event->handle);
       // With any other error the device has failed: it copies nothing any more.
-      if (absl::IsInvalidArgument(status) || absl::IsResourceExhausted(status)) return status;
+      if (GpuRuntime::DidNothing(status)) return status;
     }
     return absl::OkStatus();
   }

@@ -166,8 +166,7 @@ absl::Status FakeGpuRuntime::Enter(const char* call, int device) {
     if (it->call != call || it->skip-- > 0) continue;
     absl::Status status = std::move(it->status);
     failures_.erase(it);
-    const bool of_the_call = absl::IsInvalidArgument(status) || absl::IsResourceExhausted(status);
-    if (!of_the_call && device >= 0) {
+    if (!DidNothing(status) && device >= 0) {
       lost_after_[device] = 0;
       changed_.NotifyAll();
     }
