@@ -34,6 +34,7 @@ class Stores {
   std::vector<int> counts_;
 };
 
+// The Access of this processor: expects what a device would fault on, and counts the stores.
 template <uint32_t kBytes>
 struct HostAccess {
   struct Unit {
