@@ -8,7 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
-#include "kvcache/core/prefix_cache.h"
+#include "kvcache/core/prompts/prefix_cache.h"
 
 namespace kvcache {
 

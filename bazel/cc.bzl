@@ -9,7 +9,7 @@ def _copts(copts):
     return (_WARNINGS if native.repository_name() == "@" else []) + copts
 
 def kvcache_cc_library(name, copts = [], **kwargs):
-    """cc_library whose header core/cache.h is included as "kvcache/core/cache.h" by everybody."""
+    """cc_library whose header core/cache/cache.h is included as "kvcache/core/cache/cache.h" by everybody."""
     cc_library(
         name = name,
         copts = _copts(copts),

@@ -15,8 +15,8 @@
 #include "benchmark/benchmark.h"
 #include "kvcache/backends/accounting/accounting.h"
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/cache.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/key/block_key.h"
 #include "kvcache/eviction/chain/chain.h"
 #include "kvcache/eviction/lru/lru.h"
 

@@ -19,9 +19,9 @@
 #endif
 
 #include "benchmark/benchmark.h"
-#include "kvcache/core/checksum.h"
-#include "kvcache/core/copy_bytes.h"
-#include "kvcache/core/memory_space.h"
+#include "kvcache/core/copy/checksum.h"
+#include "kvcache/core/copy/copy_bytes.h"
+#include "kvcache/core/copy/memory_space.h"
 
 namespace kvcache {
 namespace {

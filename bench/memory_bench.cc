@@ -23,8 +23,8 @@
 #include "absl/strings/str_cat.h"
 #include "benchmark/benchmark.h"
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/cache.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/key/block_key.h"
 #include "kvcache/eviction/lru/lru.h"
 
 namespace kvcache {

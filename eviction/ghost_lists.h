@@ -9,9 +9,9 @@
 #include <optional>
 #include <vector>
 
-#include "kvcache/core/check.h"
-#include "kvcache/core/slot.h"
-#include "kvcache/core/slot_index.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/policy/slot.h"
+#include "kvcache/core/policy/slot_index.h"
 
 namespace kvcache {
 

@@ -9,10 +9,10 @@
 
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "kvcache/core/check.h"
-#include "kvcache/core/eviction_policy.h"
-#include "kvcache/core/slot.h"
-#include "kvcache/core/slot_heap.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/policy/eviction_policy.h"
+#include "kvcache/core/policy/slot.h"
+#include "kvcache/core/policy/slot_heap.h"
 #include "kvcache/eviction/touch_log.h"
 
 namespace kvcache {

@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "kvcache/core/check.h"
-#include "kvcache/core/slot.h"
-#include "kvcache/core/slot_heap.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/policy/slot.h"
+#include "kvcache/core/policy/slot_heap.h"
 
 namespace kvcache {
 

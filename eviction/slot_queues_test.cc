@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kvcache/core/slot.h"
+#include "kvcache/core/policy/slot.h"
 
 namespace kvcache {
 namespace {

@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "absl/types/span.h"
-#include "kvcache/core/slot.h"
+#include "kvcache/core/policy/slot.h"
 
 namespace kvcache {
 

@@ -8,7 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "kvcache/core/check.h"
+#include "kvcache/core/base/check.h"
 
 namespace kvcache {
 namespace {

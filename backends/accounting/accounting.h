@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "absl/status/statusor.h"
-#include "kvcache/core/storage_backend.h"
+#include "kvcache/core/storage/storage_backend.h"
 
 namespace kvcache {
 

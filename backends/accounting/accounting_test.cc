@@ -8,7 +8,7 @@
 #include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/registry.h"
+#include "kvcache/core/plugins/registry.h"
 
 namespace kvcache {
 namespace {

@@ -1,7 +1,7 @@
 #include <memory>
 
 #include "kvcache/backends/accounting/accounting.h"
-#include "kvcache/core/registry.h"
+#include "kvcache/core/plugins/registry.h"
 
 namespace kvcache {
 namespace {

@@ -10,7 +10,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "kvcache/backends/cpu_ram/region_allocator.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/mutex.h"
 
 namespace kvcache {
 

@@ -13,9 +13,9 @@
 #include "gtest/gtest.h"
 #include "kvcache/backends/cpu_ram/memory_region.h"
 #include "kvcache/backends/cpu_ram/region_allocator.h"
-#include "kvcache/core/extent.h"
-#include "kvcache/core/extent_allocator.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/mutex.h"
+#include "kvcache/core/storage/extent.h"
+#include "kvcache/core/storage/extent_allocator.h"
 
 namespace kvcache {
 namespace {

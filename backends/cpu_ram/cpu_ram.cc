@@ -12,9 +12,9 @@
 #include "kvcache/backends/cpu_ram/huge_page_trial.h"
 #include "kvcache/backends/cpu_ram/memory_region.h"
 #include "kvcache/backends/cpu_ram/region_allocator.h"
-#include "kvcache/core/check.h"
-#include "kvcache/core/extent_allocator.h"
-#include "kvcache/core/host_copy.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/storage/extent_allocator.h"
+#include "kvcache/core/storage/host_copy.h"
 
 namespace kvcache {
 namespace {

@@ -9,9 +9,9 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
-#include "kvcache/core/extent.h"
-#include "kvcache/core/extent_allocator.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/mutex.h"
+#include "kvcache/core/storage/extent.h"
+#include "kvcache/core/storage/extent_allocator.h"
 
 namespace kvcache {
 

@@ -11,8 +11,8 @@
 
 #include "absl/status/status.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/extent.h"
-#include "kvcache/core/extent_allocator.h"
+#include "kvcache/core/storage/extent.h"
+#include "kvcache/core/storage/extent_allocator.h"
 
 namespace kvcache {
 namespace {

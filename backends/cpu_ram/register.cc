@@ -1,7 +1,7 @@
 #include <memory>
 
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
-#include "kvcache/core/registry.h"
+#include "kvcache/core/plugins/registry.h"
 
 namespace kvcache {
 namespace {

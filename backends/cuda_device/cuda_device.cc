@@ -7,9 +7,9 @@
 #include "absl/strings/str_cat.h"
 #include "kvcache/backends/gpu/device_ops.h"
 #include "kvcache/backends/gpu/extent_uses.h"
-#include "kvcache/core/check.h"
-#include "kvcache/core/extent_allocator.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/base/mutex.h"
+#include "kvcache/core/storage/extent_allocator.h"
 
 namespace kvcache {
 namespace {

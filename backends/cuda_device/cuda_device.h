@@ -8,7 +8,7 @@
 #include "absl/status/statusor.h"
 #include "kvcache/backends/gpu/device_link.h"
 #include "kvcache/backends/gpu/gpu_runtime.h"
-#include "kvcache/core/storage_backend.h"
+#include "kvcache/core/storage/storage_backend.h"
 
 namespace kvcache {
 

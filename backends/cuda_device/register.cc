@@ -6,7 +6,7 @@
 #include "absl/status/statusor.h"
 #include "kvcache/backends/cuda_device/cuda_device.h"
 #include "kvcache/backends/gpu/cuda_runtime.h"
-#include "kvcache/core/registry.h"
+#include "kvcache/core/plugins/registry.h"
 
 namespace kvcache {
 namespace {

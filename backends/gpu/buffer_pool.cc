@@ -8,7 +8,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/numeric/bits.h"
 #include "absl/strings/str_cat.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/mutex.h"
 
 namespace kvcache {
 namespace {

@@ -6,7 +6,7 @@
 
 #include "absl/status/statusor.h"
 #include "kvcache/backends/gpu/gpu_runtime.h"
-#include "kvcache/core/memory_space.h"
+#include "kvcache/core/copy/memory_space.h"
 
 namespace kvcache {
 

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kvcache/backends/gpu/host_access.h"
-#include "kvcache/core/kv_layout.h"
-#include "kvcache/core/paged_kv.h"
+#include "kvcache/core/key/kv_layout.h"
+#include "kvcache/core/pages/paged_kv.h"
+#include "kvcache/tests/gpu/host_access.h"
 
 namespace kvcache {
 namespace {

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "kvcache/backends/gpu/host_access.h"
+#include "kvcache/tests/gpu/host_access.h"
 
 namespace kvcache {
 namespace {

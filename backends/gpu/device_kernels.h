@@ -23,7 +23,7 @@ struct PartOfTokens {
   uint32_t part_tokens;
 };
 
-// A copy of one layer between its pages (see core/paged_kv.h) and parts of blocks.
+// A copy of one layer between its pages (see core/pages/paged_kv.h) and parts of blocks.
 struct PagedCopy {
   std::byte* k;  // of page 0
   std::byte* v;  // nullptr: there is none

@@ -21,11 +21,11 @@
 #include "kvcache/backends/gpu/gpu_runtime.h"
 #include "kvcache/backends/gpu/link_batch.h"
 #include "kvcache/backends/gpu/link_threads.h"
-#include "kvcache/core/backend_stats.h"
-#include "kvcache/core/memory_space.h"
-#include "kvcache/core/mutex.h"
-#include "kvcache/core/paged_kv.h"
-#include "kvcache/core/transfer.h"
+#include "kvcache/core/base/mutex.h"
+#include "kvcache/core/copy/memory_space.h"
+#include "kvcache/core/pages/paged_kv.h"
+#include "kvcache/core/stats/backend_stats.h"
+#include "kvcache/core/storage/transfer.h"
 
 namespace kvcache {
 

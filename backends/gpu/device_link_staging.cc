@@ -7,7 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "kvcache/backends/gpu/device_link.h"
 #include "kvcache/backends/gpu/device_link_calls.h"
-#include "kvcache/core/copy_bytes.h"
+#include "kvcache/core/copy/copy_bytes.h"
 
 namespace kvcache {
 

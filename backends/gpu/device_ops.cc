@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "kvcache/core/host_copy.h"
+#include "kvcache/core/storage/host_copy.h"
 
 namespace kvcache {
 namespace {

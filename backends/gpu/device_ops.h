@@ -11,9 +11,9 @@
 #include "absl/types/span.h"
 #include "kvcache/backends/gpu/device_kernels.h"
 #include "kvcache/backends/gpu/device_link.h"
-#include "kvcache/core/memory_space.h"
-#include "kvcache/core/paged_kv.h"
-#include "kvcache/core/storage_backend.h"
+#include "kvcache/core/copy/memory_space.h"
+#include "kvcache/core/pages/paged_kv.h"
+#include "kvcache/core/storage/storage_backend.h"
 
 namespace kvcache {
 

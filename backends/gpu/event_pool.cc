@@ -5,7 +5,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/mutex.h"
 
 namespace kvcache {
 

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "kvcache/core/check.h"
+#include "kvcache/core/base/check.h"
 
 namespace kvcache {
 

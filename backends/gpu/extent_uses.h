@@ -10,8 +10,8 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/inlined_vector.h"
 #include "kvcache/backends/gpu/event_pool.h"
-#include "kvcache/core/extent.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/mutex.h"
+#include "kvcache/core/storage/extent.h"
 
 namespace kvcache {
 

@@ -9,7 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kvcache/backends/gpu/device_kernels.h"
-#include "kvcache/core/memory_space.h"
+#include "kvcache/core/copy/memory_space.h"
 
 namespace kvcache {
 

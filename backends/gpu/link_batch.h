@@ -13,9 +13,9 @@
 #include "kvcache/backends/gpu/event_pool.h"
 #include "kvcache/backends/gpu/extent_uses.h"
 #include "kvcache/backends/gpu/gpu_runtime.h"
-#include "kvcache/core/extent.h"
-#include "kvcache/core/mutex.h"
-#include "kvcache/core/transfer.h"
+#include "kvcache/core/base/mutex.h"
+#include "kvcache/core/storage/extent.h"
+#include "kvcache/core/storage/transfer.h"
 
 namespace kvcache {
 

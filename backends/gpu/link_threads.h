@@ -14,7 +14,7 @@
 #include "absl/status/status.h"
 #include "kvcache/backends/gpu/event_pool.h"
 #include "kvcache/backends/gpu/gpu_runtime.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/mutex.h"
 
 namespace kvcache {
 

@@ -11,7 +11,7 @@
 #include "absl/status/status.h"
 #include "gtest/gtest.h"
 #include "kvcache/backends/gpu/event_pool.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/mutex.h"
 
 namespace kvcache {
 namespace {

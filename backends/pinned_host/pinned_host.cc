@@ -8,9 +8,9 @@
 #include "kvcache/backends/gpu/device_ops.h"
 #include "kvcache/backends/gpu/extent_uses.h"
 #include "kvcache/backends/pinned_host/pinned_region.h"
-#include "kvcache/core/check.h"
-#include "kvcache/core/host_copy.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/base/mutex.h"
+#include "kvcache/core/storage/host_copy.h"
 
 namespace kvcache {
 namespace {

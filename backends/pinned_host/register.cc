@@ -6,7 +6,7 @@
 #include "absl/status/statusor.h"
 #include "kvcache/backends/gpu/cuda_runtime.h"
 #include "kvcache/backends/pinned_host/pinned_host.h"
-#include "kvcache/core/registry.h"
+#include "kvcache/core/plugins/registry.h"
 
 namespace kvcache {
 namespace {

@@ -24,7 +24,7 @@
 #include "kvcache/backends/cuda_device/cuda_device.h"
 #include "kvcache/backends/gpu/cuda_runtime.h"
 #include "kvcache/backends/pinned_host/pinned_host.h"
-#include "kvcache/core/paged_kv.h"
+#include "kvcache/core/pages/paged_kv.h"
 
 ABSL_FLAG(int, device, 0, "The GPU to measure.");
 ABSL_FLAG(int, runs, 7, "Runs of each measurement; the median counts.");

@@ -11,7 +11,7 @@
 #include "gtest/gtest.h"
 #include "kvcache/bench/harness/workload.h"
 #include "kvcache/bench/peers/contender.h"
-#include "kvcache/core/memory_space.h"
+#include "kvcache/core/copy/memory_space.h"
 
 namespace kvcache::bench {
 namespace {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "kvcache/bench/peers/contender.h"
-#include "kvcache/core/memory_space.h"
+#include "kvcache/core/copy/memory_space.h"
 #include "kvcache/examples/transformer/aligned_array.h"
 
 namespace kvcache::bench {

@@ -9,7 +9,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kvcache/bench/peers/contender.h"
-#include "kvcache/core/cache_types.h"
+#include "kvcache/core/cache/cache_types.h"
 
 namespace kvcache::bench {
 

@@ -9,7 +9,7 @@
 #include "absl/status/statusor.h"
 #include "gtest/gtest.h"
 #include "kvcache/bench/harness/workload.h"
-#include "kvcache/core/memory_space.h"
+#include "kvcache/core/copy/memory_space.h"
 
 namespace kvcache::bench {
 namespace {

@@ -2,7 +2,7 @@
 
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
 #include "kvcache/bench/peers/contenders.h"
-#include "kvcache/core/cache.h"
+#include "kvcache/core/cache/cache.h"
 #include "kvcache/eviction/lru/lru.h"
 
 namespace kvcache::bench {

@@ -3,7 +3,7 @@
 
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
 #include "kvcache/bench/peers/contenders.h"
-#include "kvcache/core/storage_backend.h"
+#include "kvcache/core/storage/storage_backend.h"
 
 namespace kvcache::bench {
 namespace {

@@ -10,9 +10,9 @@
 #include "kvcache/backends/accounting/accounting.h"
 #include "kvcache/bench/targets/fixtures.h"
 #include "kvcache/bench/targets/suite.h"
-#include "kvcache/core/cache.h"
-#include "kvcache/core/check.h"
-#include "kvcache/core/registry.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/plugins/registry.h"
 
 namespace kvcache::bench {
 namespace {

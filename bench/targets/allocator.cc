@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "kvcache/bench/targets/suite.h"
-#include "kvcache/core/check.h"
-#include "kvcache/core/extent_allocator.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/storage/extent_allocator.h"
 
 namespace kvcache::bench {
 namespace {

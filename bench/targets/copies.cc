@@ -16,9 +16,9 @@
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
 #include "kvcache/bench/targets/fixtures.h"
 #include "kvcache/bench/targets/suite.h"
-#include "kvcache/core/cache.h"
-#include "kvcache/core/check.h"
-#include "kvcache/core/checksum.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/copy/checksum.h"
 #include "kvcache/eviction/lru/lru.h"
 
 namespace kvcache::bench {

@@ -7,7 +7,7 @@
 #include <utility>
 
 #include "kvcache/backends/accounting/accounting.h"
-#include "kvcache/core/check.h"
+#include "kvcache/core/base/check.h"
 #include "kvcache/eviction/lru/lru.h"
 
 namespace kvcache::bench {

@@ -8,9 +8,9 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/cache.h"
-#include "kvcache/core/eviction_policy.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/key/block_key.h"
+#include "kvcache/core/policy/eviction_policy.h"
 
 namespace kvcache::bench {
 

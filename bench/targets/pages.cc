@@ -12,10 +12,10 @@
 #include "absl/strings/str_cat.h"
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
 #include "kvcache/bench/targets/suite.h"
-#include "kvcache/core/cache.h"
-#include "kvcache/core/check.h"
-#include "kvcache/core/paged_cache.h"
-#include "kvcache/core/paged_kv.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/pages/paged_kv.h"
+#include "kvcache/core/prompts/paged_cache.h"
 #include "kvcache/eviction/lru/lru.h"
 
 namespace kvcache::bench {

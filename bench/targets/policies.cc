@@ -8,9 +8,9 @@
 #include "benchmark/benchmark.h"
 #include "kvcache/bench/targets/fixtures.h"
 #include "kvcache/bench/targets/suite.h"
-#include "kvcache/core/cache.h"
-#include "kvcache/core/check.h"
-#include "kvcache/core/registry.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/plugins/registry.h"
 
 namespace kvcache::bench {
 namespace {

@@ -15,8 +15,8 @@
 #include "benchmark/benchmark.h"
 #include "kvcache/bench/targets/fixtures.h"
 #include "kvcache/bench/targets/suite.h"
-#include "kvcache/core/cache.h"
-#include "kvcache/core/check.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/cache/cache.h"
 
 namespace kvcache::bench {
 namespace {

@@ -12,9 +12,9 @@
 #include "gtest/gtest.h"
 #include "kvcache/bench/trace_replay/replay.h"
 #include "kvcache/bench/trace_replay/trace.h"
-#include "kvcache/core/cache_types.h"
-#include "kvcache/core/registry.h"
-#include "kvcache/core/stats.h"
+#include "kvcache/core/cache/cache_types.h"
+#include "kvcache/core/plugins/registry.h"
+#include "kvcache/core/stats/stats.h"
 
 namespace kvcache::bench {
 namespace {

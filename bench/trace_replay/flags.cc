@@ -13,7 +13,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "kvcache/core/registry.h"
+#include "kvcache/core/plugins/registry.h"
 
 ABSL_FLAG(std::string, trace, "", "the trace");
 ABSL_FLAG(std::string, policy, "all", "policies");

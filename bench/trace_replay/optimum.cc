@@ -4,7 +4,7 @@
 #include <queue>
 #include <utility>
 
-#include "kvcache/core/check.h"
+#include "kvcache/core/base/check.h"
 
 namespace kvcache::bench {
 

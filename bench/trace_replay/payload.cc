@@ -5,8 +5,8 @@
 #include <numeric>
 
 #include "absl/strings/str_cat.h"
-#include "kvcache/core/check.h"
-#include "kvcache/core/copy_bytes.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/copy/copy_bytes.h"
 
 namespace kvcache::bench {
 

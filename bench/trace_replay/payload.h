@@ -8,7 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
-#include "kvcache/core/lease.h"
+#include "kvcache/core/cache/lease.h"
 
 namespace kvcache::bench {
 

@@ -9,9 +9,9 @@
 #include "kvcache/backends/accounting/accounting.h"
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
 #include "kvcache/bench/trace_replay/payload.h"
-#include "kvcache/core/cache.h"
-#include "kvcache/core/manual_clock.h"
-#include "kvcache/core/registry.h"
+#include "kvcache/core/base/manual_clock.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/plugins/registry.h"
 
 namespace kvcache::bench {
 namespace {

@@ -13,9 +13,9 @@
 #include "absl/time/time.h"
 #include "kvcache/bench/trace_replay/payload.h"
 #include "kvcache/bench/trace_replay/trace.h"
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/cache_types.h"
-#include "kvcache/core/stats.h"
+#include "kvcache/core/cache/cache_types.h"
+#include "kvcache/core/key/block_key.h"
+#include "kvcache/core/stats/stats.h"
 
 namespace kvcache::bench {
 
@@ -45,7 +45,7 @@ struct Workload {
 };
 
 struct ReplayOptions {
-  std::string policy = "lru";  // as core/registry.h knows it
+  std::string policy = "lru";  // as core/plugins/registry.h knows it
   size_t capacity_blocks = 1000;
   TouchOrder touch_order = TouchOrder::kForward;
   // Of each block, from its commit on, by the clock of the trace.
@@ -81,9 +81,9 @@ struct ReplayResult {
   }
 };
 
-// Errors: those of core/registry.h for the policy; of the backend for payloads that do not fit into
-// memory; kDataLoss when a payload came back changed; kInvalidArgument for a capacity of 0, or of
-// 2^32 - 1 blocks and more.
+// Errors: those of core/plugins/registry.h for the policy; of the backend for payloads that do not
+// fit into memory; kDataLoss when a payload came back changed; kInvalidArgument for a capacity of
+// 0, or of 2^32 - 1 blocks and more.
 absl::StatusOr<ReplayResult> Replay(const Workload& workload, const ReplayOptions& options);
 
 // The prefix hits of a cache that holds everything, forever.

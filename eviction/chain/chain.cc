@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "kvcache/core/check.h"
+#include "kvcache/core/base/check.h"
 #include "kvcache/eviction/chain/cohorts.h"
 #include "kvcache/eviction/chain/reuse_odds.h"
 

@@ -4,7 +4,7 @@
 #include <bit>
 #include <cstring>
 
-#include "kvcache/core/check.h"
+#include "kvcache/core/base/check.h"
 
 namespace kvcache::chain {
 namespace {

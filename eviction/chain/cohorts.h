@@ -11,9 +11,9 @@
 #include <utility>
 #include <vector>
 
-#include "kvcache/core/slot.h"
-#include "kvcache/core/slot_heap.h"
-#include "kvcache/core/slot_index.h"
+#include "kvcache/core/policy/slot.h"
+#include "kvcache/core/policy/slot_heap.h"
+#include "kvcache/core/policy/slot_index.h"
 #include "kvcache/eviction/chain/reuse_odds.h"
 
 namespace kvcache::chain {

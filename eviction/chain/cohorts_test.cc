@@ -9,7 +9,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/slot.h"
+#include "kvcache/core/policy/slot.h"
 #include "kvcache/eviction/chain/reuse_odds.h"
 
 namespace kvcache::chain {

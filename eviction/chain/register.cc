@@ -1,4 +1,4 @@
-#include "kvcache/core/registry.h"
+#include "kvcache/core/plugins/registry.h"
 #include "kvcache/eviction/chain/chain.h"
 
 namespace kvcache {

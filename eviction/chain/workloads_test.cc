@@ -10,9 +10,9 @@
 #include "absl/status/statusor.h"
 #include "gtest/gtest.h"
 #include "kvcache/backends/accounting/accounting.h"
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/cache.h"
-#include "kvcache/core/cache_types.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/cache/cache_types.h"
+#include "kvcache/core/key/block_key.h"
 #include "kvcache/eviction/chain/chain.h"
 #include "kvcache/eviction/lru/lru.h"
 

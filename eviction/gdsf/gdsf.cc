@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <vector>
 
-#include "kvcache/core/check.h"
-#include "kvcache/core/slot_heap.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/policy/slot_heap.h"
 #include "kvcache/eviction/touch_log.h"
 
 namespace kvcache {

@@ -3,7 +3,7 @@
 
 #include <memory>
 
-#include "kvcache/core/eviction_policy.h"
+#include "kvcache/core/policy/eviction_policy.h"
 
 namespace kvcache {
 

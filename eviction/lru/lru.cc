@@ -6,8 +6,8 @@
 #include <utility>
 #include <vector>
 
-#include "kvcache/core/check.h"
-#include "kvcache/core/slot_heap.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/policy/slot_heap.h"
 
 namespace kvcache {
 namespace {

@@ -7,9 +7,9 @@
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/eviction_policy.h"
-#include "kvcache/core/registry.h"
-#include "kvcache/core/slot.h"
+#include "kvcache/core/plugins/registry.h"
+#include "kvcache/core/policy/eviction_policy.h"
+#include "kvcache/core/policy/slot.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
 
 namespace kvcache {

@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "kvcache/core/eviction_policy.h"
-#include "kvcache/core/storage_backend.h"
+#include "kvcache/core/policy/eviction_policy.h"
+#include "kvcache/core/storage/storage_backend.h"
 #include "kvcache/examples/demo/json.h"
 #include "kvcache/examples/demo/prefix_store.h"
 #include "kvcache/examples/demo/report.h"

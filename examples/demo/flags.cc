@@ -6,7 +6,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "kvcache/core/registry.h"
+#include "kvcache/core/plugins/registry.h"
 #include "kvcache/examples/transformer/instruction_set.h"
 
 ABSL_FLAG(std::string, json, "", "file for the results");

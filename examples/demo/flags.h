@@ -8,8 +8,8 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
-#include "kvcache/core/eviction_policy.h"
-#include "kvcache/core/storage_backend.h"
+#include "kvcache/core/policy/eviction_policy.h"
+#include "kvcache/core/storage/storage_backend.h"
 #include "kvcache/examples/demo/command_line.h"
 #include "kvcache/examples/transformer/transformer.h"
 
@@ -31,8 +31,8 @@ void ParseCommandLine(int argc, char** argv, absl::string_view usage);
 // Errors: kInvalidArgument, naming the flag and its value.
 absl::StatusOr<CommonFlags> CheckCommonFlags();
 
-// New ones of those that the flags name. Errors, which name the flags: those of core/registry.h;
-// kInvalidArgument for a backend that stores no bytes.
+// New ones of those that the flags name. Errors, which name the flags: those of
+// core/plugins/registry.h; kInvalidArgument for a backend that stores no bytes.
 absl::StatusOr<std::unique_ptr<StorageBackend>> MakeBackend(const CommonFlags& flags);
 absl::StatusOr<std::unique_ptr<EvictionPolicy>> MakePolicy(const CommonFlags& flags);
 

@@ -7,7 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
-#include "kvcache/core/memory_space.h"
+#include "kvcache/core/copy/memory_space.h"
 #include "kvcache/examples/transformer/instruction_set.h"
 #include "kvcache/examples/transformer/kv_state.h"
 #include "kvcache/examples/transformer/transformer.h"

@@ -9,7 +9,7 @@
 #include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
-#include "kvcache/core/stats.h"
+#include "kvcache/core/stats/stats.h"
 #include "kvcache/eviction/lru/lru.h"
 #include "kvcache/examples/demo/prefix_store.h"
 

@@ -9,9 +9,9 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "kvcache/core/eviction_policy.h"
-#include "kvcache/core/stats.h"
-#include "kvcache/core/storage_backend.h"
+#include "kvcache/core/policy/eviction_policy.h"
+#include "kvcache/core/stats/stats.h"
+#include "kvcache/core/storage/storage_backend.h"
 #include "kvcache/examples/transformer/kv_state.h"
 #include "kvcache/examples/transformer/transformer.h"
 

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "kvcache/core/stats.h"
+#include "kvcache/core/stats/stats.h"
 #include "kvcache/examples/demo/summary.h"
 #include "kvcache/examples/demo/table.h"
 

@@ -2,8 +2,8 @@
 #include <utility>
 #include <vector>
 
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/cache.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/key/block_key.h"
 #include "kvcache/examples/demo/kv_rows.h"
 #include "kvcache/examples/demo/prefix_store.h"
 

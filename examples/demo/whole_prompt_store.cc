@@ -1,7 +1,7 @@
 #include <utility>
 #include <vector>
 
-#include "kvcache/core/prefix_cache.h"
+#include "kvcache/core/prompts/prefix_cache.h"
 #include "kvcache/examples/demo/kv_rows.h"
 #include "kvcache/examples/demo/prefix_store.h"
 

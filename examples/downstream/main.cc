@@ -1,4 +1,5 @@
-// An engine that depends on kvcache, with a core/cache.h of its own: it asks the same prompt twice.
+// An engine that depends on kvcache, with a core/cache/cache.h of its own: it asks the same prompt
+// twice.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -8,10 +9,10 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "core/cache.h"
+#include "core/cache/cache.h"
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/cache.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/key/block_key.h"
 #include "kvcache/eviction/lru/lru.h"
 
 namespace {

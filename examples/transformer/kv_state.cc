@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "kvcache/core/check.h"
+#include "kvcache/core/base/check.h"
 
 namespace kvcache::examples {
 

@@ -11,8 +11,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "kvcache/core/memory_space.h"
-#include "kvcache/core/transfer.h"
+#include "kvcache/core/copy/memory_space.h"
+#include "kvcache/core/storage/transfer.h"
 #include "kvcache/tests/gpu/require_gpu.h"
 
 namespace kvcache {

@@ -23,8 +23,8 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/extent.h"
-#include "kvcache/core/storage_backend.h"
+#include "kvcache/core/storage/extent.h"
+#include "kvcache/core/storage/storage_backend.h"
 
 namespace kvcache {
 

@@ -11,12 +11,12 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/checksum.h"
-#include "kvcache/core/extent.h"
-#include "kvcache/core/kv_layout.h"
-#include "kvcache/core/paged_kv.h"
-#include "kvcache/core/storage_backend.h"
-#include "kvcache/core/transfer.h"
+#include "kvcache/core/copy/checksum.h"
+#include "kvcache/core/key/kv_layout.h"
+#include "kvcache/core/pages/paged_kv.h"
+#include "kvcache/core/storage/extent.h"
+#include "kvcache/core/storage/storage_backend.h"
+#include "kvcache/core/storage/transfer.h"
 #include "kvcache/tests/backend_conformance/backend_conformance.h"
 
 namespace kvcache {

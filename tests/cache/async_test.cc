@@ -14,8 +14,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/cache.h"
-#include "kvcache/core/manual_clock.h"
+#include "kvcache/core/base/manual_clock.h"
+#include "kvcache/core/cache/cache.h"
 #include "kvcache/eviction/lru/lru.h"
 #include "kvcache/tests/cache/content.h"
 #include "kvcache/tests/cache/random.h"

@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/memory_space.h"
+#include "kvcache/core/copy/memory_space.h"
+#include "kvcache/core/key/block_key.h"
 
 namespace kvcache {
 

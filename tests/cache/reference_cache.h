@@ -14,10 +14,10 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/cache_types.h"
-#include "kvcache/core/clock.h"
-#include "kvcache/core/stats.h"
+#include "kvcache/core/base/clock.h"
+#include "kvcache/core/cache/cache_types.h"
+#include "kvcache/core/key/block_key.h"
+#include "kvcache/core/stats/stats.h"
 
 namespace kvcache {
 

@@ -10,11 +10,11 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
-#include "kvcache/core/check.h"
-#include "kvcache/core/checksum.h"
-#include "kvcache/core/extent_allocator.h"
-#include "kvcache/core/host_copy.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/base/mutex.h"
+#include "kvcache/core/copy/checksum.h"
+#include "kvcache/core/storage/extent_allocator.h"
+#include "kvcache/core/storage/host_copy.h"
 
 namespace kvcache {
 namespace {

@@ -8,10 +8,10 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "kvcache/core/extent.h"
-#include "kvcache/core/paged_kv.h"
-#include "kvcache/core/storage_backend.h"
-#include "kvcache/core/transfer.h"
+#include "kvcache/core/pages/paged_kv.h"
+#include "kvcache/core/storage/extent.h"
+#include "kvcache/core/storage/storage_backend.h"
+#include "kvcache/core/storage/transfer.h"
 
 namespace kvcache {
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "kvcache/core/memory_space.h"
+#include "kvcache/core/copy/memory_space.h"
 
 namespace kvcache {
 

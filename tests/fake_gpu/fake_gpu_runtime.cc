@@ -6,7 +6,7 @@
 #include <limits>
 
 #include "absl/strings/str_cat.h"
-#include "kvcache/core/check.h"
+#include "kvcache/core/base/check.h"
 
 namespace kvcache {
 FakeGpuRuntime::FakeGpuRuntime(const Options& options)

@@ -18,7 +18,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/string_view.h"
 #include "kvcache/backends/gpu/gpu_runtime.h"
-#include "kvcache/core/mutex.h"
+#include "kvcache/core/base/mutex.h"
 #include "kvcache/tests/fake_gpu/fake_gpu_memory.h"
 
 namespace kvcache {

@@ -13,10 +13,10 @@
 #include <vector>
 
 #include "absl/types/span.h"
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/cache.h"
-#include "kvcache/core/memory_space.h"
-#include "kvcache/core/transfer.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/copy/memory_space.h"
+#include "kvcache/core/key/block_key.h"
+#include "kvcache/core/storage/transfer.h"
 #include "kvcache/tests/cache/random.h"
 #include "kvcache/tests/fake_gpu/fake_gpu_runtime.h"
 

@@ -1,6 +1,6 @@
 // Stored on the CPU, moved to the GPU on access: whole prompts in pinned memory, loaded by one call
 // onto a device and a stream.
-#include "kvcache/core/prefix_cache.h"
+#include "kvcache/core/prompts/prefix_cache.h"
 
 #include <atomic>
 #include <cstddef>

@@ -5,8 +5,8 @@
 
 #include "absl/strings/string_view.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/kv_layout.h"
+#include "kvcache/core/key/block_key.h"
+#include "kvcache/core/key/kv_layout.h"
 
 namespace kvcache {
 namespace {

@@ -10,8 +10,8 @@
 #include <vector>
 
 #include "absl/time/time.h"
-#include "kvcache/core/eviction_policy.h"
-#include "kvcache/core/slot.h"
+#include "kvcache/core/policy/eviction_policy.h"
+#include "kvcache/core/policy/slot.h"
 
 namespace kvcache {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "gmock/gmock.h"
-#include "kvcache/core/slot.h"
+#include "kvcache/core/policy/slot.h"
 #include "kvcache/tests/policy_conformance/allocation_count.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
 

@@ -24,7 +24,7 @@
 #include <string>
 
 #include "gtest/gtest.h"
-#include "kvcache/core/eviction_policy.h"
+#include "kvcache/core/policy/eviction_policy.h"
 
 namespace kvcache {
 

@@ -3,7 +3,7 @@
 #include <utility>
 
 #include "gtest/gtest.h"
-#include "kvcache/core/priority_levels.h"
+#include "kvcache/core/policy/priority_levels.h"
 #include "kvcache/eviction/arc/arc.h"
 #include "kvcache/eviction/chain/chain.h"
 #include "kvcache/eviction/fifo/fifo.h"

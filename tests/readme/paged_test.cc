@@ -9,10 +9,10 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
-#include "kvcache/core/block_key.h"
-#include "kvcache/core/cache.h"
-#include "kvcache/core/paged_cache.h"
-#include "kvcache/core/paged_kv.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/key/block_key.h"
+#include "kvcache/core/pages/paged_kv.h"
+#include "kvcache/core/prompts/paged_cache.h"
 #include "kvcache/eviction/lru/lru.h"
 
 namespace {

@@ -1,5 +1,5 @@
-// This project's own core/cache.h. It has the path, the label, the include guard and the class name
-// of the one in kvcache, and yet both can be used in one file.
+// This project's own core/cache/cache.h. It has the path, the label, the include guard and the
+// class name of the one in kvcache, and yet both can be used in one file.
 #ifndef CORE_CACHE_H_
 #define CORE_CACHE_H_
 

@@ -1,0 +1,432 @@
+#include "kvcache/core/cache/cache.h"
+
+#include <algorithm>
+#include <new>
+#include <system_error>
+#include <utility>
+
+#include "absl/base/optimization.h"
+#include "absl/container/inlined_vector.h"
+#include "absl/memory/memory.h"
+#include "absl/strings/str_cat.h"
+#include "kvcache/core/advice/advisor.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/table/block_table.h"
+
+namespace kvcache {
+
+using internal::Block;
+using internal::BlockTable;
+using internal::kBlocksPerLock;
+using internal::Nanos;
+using internal::Removed;
+
+namespace {
+
+constexpr size_t kBytesPerDefaultBlock = 16 << 10;
+constexpr size_t kFewestDefaultBlocks = 1024;
+constexpr size_t kMostDefaultBlocks = 16 << 20;
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options,
+                                                     std::unique_ptr<StorageBackend> backend,
+                                                     std::unique_ptr<EvictionPolicy> policy) {
+  if (backend == nullptr) return absl::InvalidArgumentError("backend: null");
+  if (policy == nullptr) return absl::InvalidArgumentError("policy: null");
+  if (options.clock == nullptr) return absl::InvalidArgumentError("clock: null");
+  const BackendTraits& traits = backend->traits();
+  const size_t capacity = options.capacity_bytes.value_or(traits.capacity_bytes);
+  if (capacity < traits.alignment || capacity > traits.capacity_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "capacity_bytes: ", capacity, ", expected from ", traits.alignment, " to ",
+        traits.capacity_bytes, ", the alignment and the capacity of the backend ", traits.name));
+  }
+  const size_t max_blocks = options.max_blocks.value_or(std::clamp(
+      traits.capacity_bytes / kBytesPerDefaultBlock, kFewestDefaultBlocks, kMostDefaultBlocks));
+  if (max_blocks == 0 || max_blocks >= kNoSlot) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("max_blocks: ", max_blocks, ", expected from 1 to ", kNoSlot - 1));
+  }
+  if (options.default_ttl <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "default_ttl: ", absl::FormatDuration(options.default_ttl), ", expected more than 0"));
+  }
+  if (options.scrub_bytes_per_second > 0 && !options.checksums) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("scrub_bytes_per_second: ", options.scrub_bytes_per_second,
+                     ", but checksums: false, so there is nothing to compare with"));
+  }
+  if (absl::Status s = internal::Advisor::Check(options.advice, *policy); !s.ok()) return s;
+  // More blocks than units of the backend can never be there.
+  const size_t slots = std::min(max_blocks, traits.capacity_bytes / traits.alignment);
+  const size_t whole_units = capacity / traits.alignment * traits.alignment;
+  try {
+    auto cache = absl::WrapUnique(
+        new Cache(std::move(backend), std::move(policy), options, whole_units, slots));
+    if (!options.advice.capacities.empty()) {
+      cache->advisor_ = std::make_unique<internal::Advisor>(options.advice, *cache->policy_, slots,
+                                                            whole_units, cache->default_ttl_);
+    }
+    cache->StartScrubber(options.scrub_bytes_per_second);
+    cache->backend_->OnFailure(
+        [cache = cache.get()](const absl::Status& status) { cache->Fail(status); });
+    return cache;
+  } catch (const std::bad_alloc&) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("max_blocks: ", max_blocks, ", but there is no memory for their bookkeeping"));
+  } catch (const std::system_error& error) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("scrub_bytes_per_second, advice: no thread for it: ", error.what()));
+  }
+}
+
+Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPolicy> policy,
+             const CacheOptions& options, size_t capacity_bytes, size_t max_blocks)
+    : backend_(std::move(backend)),
+      policy_(std::move(policy)),
+      clock_(*options.clock),
+      slots_(max_blocks),
+      default_ttl_(internal::LengthOf(options.default_ttl)),
+      table_(std::make_unique<internal::BlockTable>(
+          capacity_bytes, backend_->traits().alignment, max_blocks,
+          options.checksums && backend_->traits().stores_bytes, *policy_)) {
+  MutexLock lock(mu_);
+  table_->AddNamespace("");
+}
+
+Cache::~Cache() {
+  backend_->OnFailure(nullptr);
+  if (scrubber_.joinable()) {
+    {
+      MutexLock lock(mu_);
+      stopping_ = true;
+      stop_.NotifyAll();
+    }
+    scrubber_.join();
+  }
+  {
+    MutexLock lock(mu_);
+    while (in_flight_ > 0) changed_.Wait(mu_);
+    KVCACHE_CHECK(table_->pins() == 0, table_->pins(),
+                  " leases outlive the cache that they came from");
+  }
+  Clear();
+}
+
+// Writes are refused first: what one reserved while blocks go would be found later.
+void Cache::Fail(const absl::Status& status) {
+  {
+    MutexLock lock(mu_);
+    failed_ = status;
+  }
+  Clear();
+}
+
+absl::StatusOr<NamespaceId> Cache::Register(const Namespace& ns) {
+  absl::StatusOr<BlockKey> root = RootKey(ns);
+  if (!root.ok()) return root.status();
+  MutexLock lock(mu_);
+  const auto [it, added] = ids_.try_emplace(*root, NamespaceId::kDefault);
+  if (added) it->second = table_->AddNamespace(ns.model);
+  return it->second;
+}
+
+absl::Status Cache::UnknownNamespace(absl::string_view argument, NamespaceId ns) {
+  return absl::InvalidArgumentError(absl::StrCat(argument, ": ", static_cast<uint32_t>(ns),
+                                                 " was not registered with this cache"));
+}
+
+// --- Reading
+
+Nanos Cache::Now() const { return internal::ToNanos(clock_.Now()); }
+
+absl::Status Cache::PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> part, Nanos now,
+                             ReadLease* lease) {
+  if (part.has_value() && slot != kNoSlot && *part >= table_->block(slot).parts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("part: ", *part, " of a block with ", table_->block(slot).parts, " parts"));
+  }
+  CacheCounters& counters = table_->counters(ns);
+  ++(part.has_value() ? counters.layer_lookups : counters.block_lookups);
+  if (slot == kNoSlot) return absl::NotFoundError("");
+  Block& b = table_->block(slot);
+  const bool complete = b.state == Block::State::kComplete;
+  if (ABSL_PREDICT_FALSE(!complete && !(part.has_value() && table_->Committed(slot, *part)))) {
+    if (b.state != Block::State::kWriting) return absl::NotFoundError("");
+    ++(part.has_value() ? counters.layer_pending : counters.block_pending);
+    return absl::UnavailableError("");
+  }
+  ++(part.has_value() ? counters.layer_hits : counters.block_hits);
+  if (b.recompute_cost > 0) {
+    table_->CountSaved(ns, b.recompute_cost / (part.has_value() ? b.parts : 1));
+  }
+  b.reused = true;
+  Pin(slot, part, now, lease);
+  return absl::OkStatus();
+}
+
+void Cache::Pin(Slot slot, std::optional<uint32_t> part, Nanos now, ReadLease* lease) {
+  table_->Pin(slot, now);
+  const Block& b = table_->block(slot);
+  lease->cache_ = this;
+  lease->slot_ = slot;
+  lease->extent_ = table_->ExtentOf(slot);
+  lease->offset_ = 0;
+  lease->bytes_ = b.bytes;
+  lease->parts_ = b.parts;
+  lease->first_part_ = 0;
+  lease->checksums_ = table_->ChecksumsOf(slot);
+  if (part.has_value()) {
+    lease->bytes_ = b.part_bytes();
+    lease->offset_ = *part * lease->bytes_;
+    lease->parts_ = 1;
+    lease->first_part_ = *part;
+    if (lease->checksums_ != nullptr) lease->checksums_ += *part;
+  }
+}
+
+absl::StatusOr<ReadLease> Cache::GetOne(NamespaceId ns, const BlockKey& key,
+                                        std::optional<uint32_t> part) {
+  Removed removed;
+  ReadLease lease;
+  absl::Status status;
+  Nanos now;
+  {
+    MutexLock lock(mu_);
+    if (!table_->Knows(ns)) return UnknownNamespace("ns", ns);
+    now = Now();
+    status = PinFound(ns, table_->FindOrRemove(key, now, &removed), part, now, &lease);
+    if (status.ok()) TouchSlots({&lease.slot_, 1}, 0, now, false);
+  }
+  Free(removed);
+  if (advisor_ != nullptr && !part.has_value()) {
+    advisor_->LookOne(key, lease.extent_.size, now);
+  }
+  if (!status.ok()) return status;
+  return lease;
+}
+
+absl::StatusOr<ReadLease> Cache::Get(NamespaceId ns, const BlockKey& key) {
+  return GetOne(ns, key, std::nullopt);
+}
+
+absl::StatusOr<ReadLease> Cache::GetPart(NamespaceId ns, const BlockKey& key, uint32_t part) {
+  return GetOne(ns, key, part);
+}
+
+size_t Cache::GetMany(NamespaceId ns, absl::Span<const BlockKey> keys,
+                      absl::Span<ReadLease> leases) {
+  KVCACHE_CHECK(keys.size() == leases.size(), keys.size(), " keys, ", leases.size(), " leases");
+  Release(leases);
+  size_t hits = 0;
+  Nanos now = 0;
+  for (size_t i = 0; i < keys.size();) {
+    const size_t end = std::min(i + kBlocksPerLock, keys.size());
+    Removed removed;
+    {
+      MutexLock lock(mu_);
+      if (!table_->Knows(ns)) return 0;
+      now = Now();
+      while (i < end) {
+        Slot found[BlockTable::kKeysPerFind];
+        const auto some = keys.subspan(i, std::min(end - i, BlockTable::kKeysPerFind));
+        table_->FindAny(some, found);
+        for (size_t k = 0; k < some.size(); ++k, ++i) {
+          const Slot slot = table_->LiveOrRemove(found[k], now, &removed);
+          hits += PinFound(ns, slot, std::nullopt, now, &leases[i]).ok();
+        }
+      }
+      if (keys.size() <= kBlocksPerLock) TouchBackwards(leases, keys.size(), now, false);
+    }
+    Free(removed);
+  }
+  if (keys.size() > kBlocksPerLock) TouchChunks(leases, keys.size());
+  if (advisor_ != nullptr) {
+    advisor_->Look(keys, internal::Reference::Kind::kLookup, now,
+                   [leases](size_t i) { return leases[i].holds() ? leases[i].extent_.size : 0; });
+  }
+  return hits;
+}
+
+void Cache::Release(Slot slot) {
+  Removed removed;
+  {
+    MutexLock lock(mu_);
+    table_->Unpin(slot, &removed);
+  }
+  Free(removed);
+}
+
+void Cache::Release(absl::Span<ReadLease> leases) {
+  for (size_t i = 0; i < leases.size();) {
+    const size_t end = std::min(i + kBlocksPerLock, leases.size());
+    Removed removed;
+    {
+      MutexLock lock(mu_);
+      for (; i < end; ++i) {
+        ReadLease& lease = leases[i];
+        if (!lease.holds()) continue;
+        KVCACHE_CHECK(lease.cache_ == this, "leases[", i, "] is of another cache");
+        table_->Unpin(lease.slot_, &removed);
+        lease.cache_ = nullptr;
+      }
+    }
+    Free(removed);
+  }
+}
+
+absl::Status Cache::Change(absl::FunctionRef<absl::Status(BlockTable&, Nanos, Removed*)> change) {
+  Removed removed;
+  absl::Status status;
+  {
+    MutexLock lock(mu_);
+    status = change(*table_, Now(), &removed);
+  }
+  Free(removed);
+  return status;
+}
+
+// --- Removing and upkeep
+
+void Cache::Free(Removed& removed) {
+  if (!removed.empty()) FreeAll(removed);
+}
+
+void Cache::FreeAll(Removed& removed) {
+  while (!removed.empty()) {
+    for (const Extent& extent : removed.extents) backend_->Free(extent);
+    Removed below;
+    {
+      MutexLock lock(mu_);
+      table_->Freed(removed);
+      if (removed.more) table_->RemoveRetired(kBlocksPerLock, &below);
+      changed_.NotifyAll();
+    }
+    removed = std::move(below);
+  }
+}
+
+bool Cache::Erase(const BlockKey& key) {
+  bool found = false;
+  Change([&](BlockTable& table, Nanos now, Removed* removed) {
+    const Slot slot = table.FindOrRemove(key, now, removed);
+    found = slot != kNoSlot;
+    if (found) table.Unlink(slot, RemoveReason::kErased, removed);
+    return absl::OkStatus();
+  }).IgnoreError();
+  return found;
+}
+
+size_t Cache::EraseNamespace(NamespaceId ns) {
+  size_t erased = 0;
+  {
+    MutexLock lock(mu_);
+    if (!table_->Knows(ns)) return 0;
+    erased = table_->StartErase(ns);
+  }
+  FinishErase(ns);
+  return erased;
+}
+
+void Cache::FinishErase(NamespaceId ns) {
+  bool more = true;
+  while (more) {
+    Removed removed;
+    {
+      MutexLock lock(mu_);
+      more = table_->ContinueErase(ns, kBlocksPerLock, &removed);
+    }
+    Free(removed);
+  }
+}
+
+void Cache::Clear() {
+  size_t namespaces;
+  {
+    MutexLock lock(mu_);
+    namespaces = table_->namespaces();
+    for (size_t id = 0; id < namespaces; ++id) table_->StartErase(static_cast<NamespaceId>(id));
+  }
+  for (size_t id = 0; id < namespaces; ++id) FinishErase(static_cast<NamespaceId>(id));
+}
+
+absl::StatusOr<size_t> Cache::Extend(const Chain& chain, absl::Duration ttl) {
+  if (ttl <= absl::ZeroDuration()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("ttl: ", absl::FormatDuration(ttl), ", expected more than 0"));
+  }
+  return ForLeading(chain,
+                    [length = internal::LengthOf(ttl)](BlockTable& table, Slot slot, Nanos now) {
+                      table.Extend(slot, internal::After(now, length));
+                    });
+}
+
+absl::Status Cache::Resize(size_t capacity_bytes) {
+  const BackendTraits& traits = backend_->traits();
+  if (capacity_bytes < traits.alignment || capacity_bytes > traits.capacity_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("capacity_bytes: ", capacity_bytes,
+                                                   ", expected from ", traits.alignment, " to ",
+                                                   traits.capacity_bytes, ", the backend's"));
+  }
+  MutexLock resize_lock(resize_mu_);
+  for (;;) {
+    Removed removed;
+    bool fits;
+    {
+      MutexLock lock(mu_);
+      fits = table_->Shrink(capacity_bytes, Now(), &removed);
+      if (!fits && removed.empty()) {
+        if (!RoomComes()) {
+          return absl::ResourceExhaustedError(absl::StrCat("capacity_bytes: ", capacity_bytes,
+                                                           " is not enough for what is leased"));
+        }
+        changed_.Wait(mu_);
+      }
+    }
+    Free(removed);
+    if (!fits) continue;
+    CacheCounters counters;
+    {
+      MutexLock lock(mu_);
+      table_->SetCapacity(capacity_bytes);
+      counters = table_->Stats(Now()).counters;
+    }
+    if (advisor_ != nullptr) {
+      advisor_->SetCapacity(capacity_bytes, {counters.block_lookups, counters.block_hits});
+    }
+    return absl::OkStatus();
+  }
+}
+
+void Cache::Drain() {
+  bool more = true;
+  while (more) {
+    Removed removed;
+    {
+      MutexLock lock(mu_);
+      more = table_->RemoveExpired(kBlocksPerLock, Now(), &removed);
+    }
+    Free(removed);
+  }
+  MutexLock lock(mu_);
+  while (in_flight_ > 0) changed_.Wait(mu_);
+}
+
+CacheStats Cache::stats() const {
+  CacheStats stats;
+  {
+    MutexLock lock(mu_);
+    stats = table_->Stats(Now());
+  }
+  if (advisor_ != nullptr) {
+    stats.advice = advisor_->Advise({stats.counters.block_lookups, stats.counters.block_hits});
+  }
+  stats.scrubbed_bytes = scrubbed_bytes_;
+  stats.backend = backend_->traits().name;
+  stats.policy = policy_->name();
+  stats.backend_stats = backend_->stats();
+  return stats;
+}
+
+}  // namespace kvcache

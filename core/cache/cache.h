@@ -1,0 +1,323 @@
+// Cache: blocks of K/V by key, within a byte budget, over one backend and one eviction policy.
+#ifndef KVCACHE_CORE_CACHE_CACHE_H_
+#define KVCACHE_CORE_CACHE_CACHE_H_
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kvcache/core/base/mutex.h"
+#include "kvcache/core/cache/cache_types.h"
+#include "kvcache/core/cache/lease.h"
+#include "kvcache/core/key/block_key.h"
+#include "kvcache/core/policy/eviction_policy.h"
+#include "kvcache/core/stats/stats.h"
+#include "kvcache/core/storage/storage_backend.h"
+#include "kvcache/core/storage/transfer.h"
+
+namespace kvcache {
+
+namespace internal {
+class Advisor;
+class BlockTable;
+struct Removed;
+using Nanos = int64_t;
+}  // namespace internal
+
+// A store of content-addressed blocks: a key names one content for ever, so a block is written
+// once, read by many, and never overwritten.
+//
+//   auto backend = CreateCpuRamBackend({.capacity_bytes = size_t{4} << 30});
+//   auto cache = Cache::Create({}, *std::move(backend), CreateLruPolicy());
+//   absl::StatusOr<WriteLease> block = (*cache)->Reserve(key, {.bytes = n, .parts = layers}, {});
+//   std::memcpy(block->data(), kv, n);          // in place; nobody sees it yet
+//   absl::Status committed = block->Commit();
+//   absl::StatusOr<ReadLease> hit = (*cache)->Get(NamespaceId::kDefault, key);
+//   attend(hit->data(), hit->size());           // no copy; pinned until the lease goes
+//
+// Thread-safe: any thread may call anything at any time. One short lock guards the index and the
+// policy; memory is allocated, freed and copied outside of it.
+//
+// What always holds:
+//  - Only complete blocks are returned by Get and Match, only committed parts by GetPart, and their
+//    bytes never change. Match stops at the first block of a chain that is not complete.
+//  - A leased block keeps its bytes; Erase, eviction and Clear take effect for it when the last
+//    lease goes. A copy under way is a lease.
+//  - Bytes in use, detached ones included, never exceed the capacity.
+//  - A block with children or leases is never evicted. Otherwise the victim is the first in the
+//    policy's order. A call that is refused evicts nothing, except that up to 4 times a request may
+//    be evicted in vain when free memory is in pieces.
+//  - When the backend fails for good, all blocks are misses, and writes fail with what it says.
+//  - deadline = min(time of commit + ttl, the parent's deadline). What has expired is a miss at
+//    once.
+class Cache {
+ public:
+  // kInvalidArgument, naming the option and the values: null backend or policy; a capacity of less
+  // than the backend's alignment or more than its capacity; max_blocks of 0 or more than 2^32 - 2;
+  // a ttl that is not positive; scrubbing without checksums; what AdviceOptions does not allow.
+  // kResourceExhausted when there is no memory for the bookkeeping of max_blocks, or no thread to
+  // scrub or advise.
+  static absl::StatusOr<std::unique_ptr<Cache>> Create(const CacheOptions& options,
+                                                       std::unique_ptr<StorageBackend> backend,
+                                                       std::unique_ptr<EvictionPolicy> policy);
+
+  // Waits for copies under way. Aborts when a lease outlives the cache.
+  ~Cache();
+  Cache(const Cache&) = delete;
+  Cache& operator=(const Cache&) = delete;
+
+  const BackendTraits& backend_traits() const { return backend_->traits(); }
+
+  // An id for statistics and EraseNamespace(); the same for an equal namespace. Ids are never taken
+  // back. Errors: those of Namespace::Validate().
+  absl::StatusOr<NamespaceId> Register(const Namespace& ns);
+
+  // --- Reading. A miss is kNotFound without a message; a block that is being written is
+  // kUnavailable without a message. An unknown namespace id is kInvalidArgument, or a miss where
+  // there is no status.
+
+  // What a Get would find. Counts and touches nothing.
+  LookupResult Lookup(const BlockKey& key) const;
+
+  // How many leading blocks a Match would find. Counts and touches nothing, pins nothing, allocates
+  // nothing: for schedulers, who ask far more often than they load.
+  size_t LookupPrefix(const Chain& chain) const;
+
+  // Leases the leading complete blocks, and touches them from the last to the first. Allocates the
+  // result and nothing else.
+  PrefixMatch Match(const Chain& chain);
+
+  absl::StatusOr<ReadLease> Get(NamespaceId ns, const BlockKey& key);
+
+  // One part, also of a block that is partial or being written; kUnavailable while it is. Errors
+  // also: kInvalidArgument unless `part` is one of the block's parts.
+  absl::StatusOr<ReadLease> GetPart(NamespaceId ns, const BlockKey& key, uint32_t part);
+
+  // Gets each of `keys` into the lease of the same index, which holds nothing after a miss. Returns
+  // the number of hits. Touches from the last to the first. Allocates nothing, once as many blocks
+  // have been pinned before.
+  // REQUIRES: leases.size() == keys.size(); a lease that held something is released first.
+  size_t GetMany(NamespaceId ns, absl::Span<const BlockKey> keys, absl::Span<ReadLease> leases);
+
+  // Releases many leases of this cache at once. Allocates nothing.
+  void Release(absl::Span<ReadLease> leases);
+
+  // Copies blocks, or parts, out. The op of each request has its index and its part, and ends with
+  // kNotFound without a message for a miss, kUnavailable for what is pending, kInvalidArgument when
+  // the destination has another size. The requests may go when the call returns; their destinations
+  // must live until the transfer ends.
+  Transfer ReadInto(absl::Span<const ReadRequest> requests, Stream stream = {});
+
+  // --- Writing
+
+  // Room for a block, evicting what must go. A partial block is resumed, with the options that it
+  // was first reserved with, except for the ttl. Errors:
+  //   kAlreadyExists       the block is complete (counts as a touch); no message
+  //   kUnavailable         somebody is writing it; no message
+  //   kFailedPrecondition  the parent is neither resident nor being written, or is of another
+  //                        namespace
+  //   kResourceExhausted   what would have to go is leased or has children, the policy rather
+  //                        refuses the newcomer, or free memory is in pieces
+  //   kUnavailable         the backend has failed for good; the message says why
+  //   kInvalidArgument     0 bytes or parts; more than 65,535 parts; bytes not a multiple of parts;
+  //                        more bytes than the capacity; a partial block of another size; a ttl
+  //                        or keep_priority_for that is not positive; a negative recompute_cost;
+  //                        a priority above 100, or a ninth one; an unknown namespace id; a block
+  //                        as its own parent
+  absl::StatusOr<WriteLease> Reserve(const BlockKey& key, BlockSize size,
+                                     const PutOptions& options = {});
+
+  // Reserves the blocks of a chain, each the child of the one before; the first the child of
+  // options.parent. Result i is that of keys[i]; a block that exists does not stop it, any other
+  // refusal does. Returns the number of results written: chain.keys.size(), or the index of the
+  // refusal plus 1. chain.ns counts, not options.ns. All blocks have this size: a
+  // short last one needs a Reserve() of its own. REQUIRES: as many results as keys.
+  size_t ReserveMany(const Chain& chain, BlockSize size, const PutOptions& options,
+                     absl::Span<absl::StatusOr<WriteLease>> results);
+
+  // Reserve, Write, Commit; waits for the copy. Errors: those of Reserve, kInvalidArgument when the
+  // sizes of `source` do not add up to size.bytes, kFailedPrecondition when the block is partial
+  // (Reserve() it and write what is missing), those of the backend, and kAborted as in Commit().
+  absl::Status Put(const BlockKey& key, BlockSize size, absl::Span<const ConstBytes> source,
+                   const PutOptions& options = {});
+
+  // The same for many, without waiting: op i is requests[i]'s and ends after its commit. A request
+  // may name an earlier one as its parent. The requests may go when the call returns; their sources
+  // must live until the transfer ends.
+  Transfer PutMany(absl::Span<const PutRequest> requests, Stream stream = {});
+
+  // A transfer that ends once the work that is on `stream` now has ended: for CommitAfter() of a
+  // part that this work writes in place. Ends with kInvalidArgument when the backend knows nothing
+  // of the stream.
+  Transfer After(Stream stream) { return backend_->After(stream); }
+
+  // --- Removing. Leased bytes stay until the last lease goes; writers learn of it by kAborted.
+
+  // Erases a block and what descends from it; Match misses all of it at once, Get may still find a
+  // descendant until the call returns. Returns whether it was there.
+  bool Erase(const BlockKey& key);
+  // All blocks of a namespace, or of all; everybody misses all of them at once. Returns how many.
+  size_t EraseNamespace(NamespaceId ns);
+  void Clear();
+
+  // --- Upkeep
+
+  // Lets the leading complete blocks of a chain live until `ttl` from now, if that is later than
+  // they would, but no longer than their parents. Returns how many there are. kInvalidArgument
+  // unless ttl is positive.
+  absl::StatusOr<size_t> Extend(const Chain& chain, absl::Duration ttl);
+
+  // Evicts what no longer fits. kInvalidArgument for less than the backend's alignment or more than
+  // its capacity; kResourceExhausted, with nothing evicted, when leased blocks do not fit.
+  absl::Status Resize(size_t capacity_bytes);
+
+  // Removes what has expired and waits until no copy is under way.
+  void Drain();
+
+  // Compares the checksums of all committed parts, going on where the last call stopped, until it
+  // has read `bytes` or more, or every block once; drops the blocks that have changed. Returns how
+  // many bytes were read: 0 in a cache without checksums or blocks. Pins one block at a time; a
+  // Reserve() that only lacks the room of that one waits for it.
+  size_t Scrub(size_t bytes);
+
+  CacheStats stats() const;
+
+ private:
+  friend class PagedCache;   // copies many blocks at once
+  friend class PrefixCache;  // replaces blocks
+  friend class ReadLease;
+  friend class WriteLease;
+  class CopyPin;
+
+  internal::Nanos Now() const;
+
+  Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPolicy> policy,
+        const CacheOptions& options, size_t capacity_bytes, size_t max_blocks);
+
+  enum class ReserveMode { kNew, kNewOrPartial, kReplacement };
+
+  // Like Reserve(), for a block that takes the place of the one of this key, without parent or
+  // children, when it is first committed or suspended. Only one at a time for a key.
+  absl::StatusOr<WriteLease> ReserveReplacement(const BlockKey& key, BlockSize size,
+                                                const PutOptions& options);
+
+  // For PrefixCache: pins what there is of a block without counting it as a lookup, and says which
+  // parts are committed. Holds nothing when there is nothing, or somebody is writing it.
+  ReadLease PinForReplacement(const BlockKey& key, std::vector<bool>* committed);
+
+  absl::StatusOr<WriteLease> ReserveBlock(const BlockKey& key, BlockSize size,
+                                          const PutOptions& options, ReserveMode mode);
+  // A lease without an extent, unless it resumes a block. Sets `room_comes` when it is refused for
+  // want of room that another thread is about to free.
+  absl::StatusOr<WriteLease> ReserveLocked(const BlockKey& key, BlockSize size,
+                                           const PutOptions& options, ReserveMode mode,
+                                           EntryInfo* incoming, bool* room_comes,
+                                           internal::Removed* removed)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Must come before a Reserve() with a priority other than 0.
+  absl::Status UsePriority(uint16_t priority);
+  absl::StatusOr<Extent> AllocateExtent(size_t bytes, size_t evicted, const EntryInfo& incoming,
+                                        NamespaceId ns);
+
+  // Drops a pinned block when a copy out of it found that its bytes have changed.
+  void DropIfCorrupt(Slot slot, const absl::Status& copied);
+  // A lease on the next block to scrub and which of its parts are committed; holds nothing behind
+  // the last one, or when the cache goes.
+  ReadLease PinNext(std::vector<bool>* committed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(scrub_mu_);
+  // Compares one block; returns its bytes. Goes back to the first one behind the last.
+  size_t ScrubOne(bool* wrapped) ABSL_EXCLUSIVE_LOCKS_REQUIRED(scrub_mu_);
+  void StartScrubber(size_t bytes_per_second);
+  void ScrubInBackground(size_t bytes_per_second);
+  // Whether this processor can read and write blocks in place.
+  bool host_addressable() const {
+    const BackendTraits& traits = backend_->traits();
+    return traits.addressable && traits.memory_space.kind != MemoryKind::kDevice;
+  }
+
+  absl::StatusOr<ReadLease> GetOne(NamespaceId ns, const BlockKey& key,
+                                   std::optional<uint32_t> part);
+  // A lease on a block, or on one part of it.
+  void Pin(Slot slot, std::optional<uint32_t> part, internal::Nanos now, ReadLease* lease)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  WriteLease WriteLeaseOn(Slot slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Counts the lookup that found `slot`, or kNoSlot, and pins it for `lease`, which holds nothing.
+  absl::Status PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> part,
+                        internal::Nanos now, ReadLease* lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Visits the leading complete blocks of a chain under the lock; returns how many they are.
+  size_t ForLeading(
+      const Chain& chain,
+      absl::FunctionRef<void(internal::BlockTable&, Slot, internal::Nanos)> visit) const;
+  // Touches what is pinned from the last to the first; TouchChunks does so for any number.
+  void TouchBackwards(absl::Span<const ReadLease> leases, uint32_t chain_blocks,
+                      internal::Nanos now, bool continues) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TouchSlots(absl::Span<const Slot> slots, uint32_t chain_blocks, internal::Nanos now,
+                  bool continues) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TouchChunks(absl::Span<const ReadLease> leases, uint32_t chain_blocks,
+                   bool continues = false);
+  // Tells the policy of the blocks [begin, end) of a chain, which were not there.
+  void MissBackwards(const Chain& chain, size_t begin, size_t end, internal::Nanos now)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Release(Slot slot);
+
+  // Runs `change` under the lock and then, without it, frees what it removed.
+  absl::Status Change(
+      absl::FunctionRef<absl::Status(internal::BlockTable&, internal::Nanos, internal::Removed*)>
+          change);
+  // Frees, without the lock, what was removed under it, and what hangs below that.
+  void Free(internal::Removed& removed);
+  void FreeAll(internal::Removed& removed);
+  void FinishErase(NamespaceId ns);
+
+  // The backend has failed for good.
+  void Fail(const absl::Status& status);
+
+  // Whether room may come without anybody's doing: another thread frees, or is done comparing.
+  bool RoomComes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  static absl::Status UnknownNamespace(absl::string_view argument, NamespaceId ns);
+  void CountRead(Slot slot, size_t bytes);
+
+  // Pins a block that is pinned already for as long as the result lives. The cache's destructor
+  // waits for its end, and so does the write of the block when the copy goes into it.
+  std::shared_ptr<void> PinForCopy(Slot slot, bool into_block = false);
+
+  const std::unique_ptr<StorageBackend> backend_;
+  const std::unique_ptr<EvictionPolicy> policy_;
+  const Clock& clock_;
+  const size_t slots_;
+  const internal::Nanos default_ttl_;
+  std::unique_ptr<internal::Advisor> advisor_;  // nullptr: no advice; set by Create()
+
+  Mutex resize_mu_;  // before mu_: one Resize at a time
+  mutable Mutex mu_;
+  CondVar changed_;  // bytes were freed, or a copy has ended
+  const std::unique_ptr<internal::BlockTable> table_ ABSL_PT_GUARDED_BY(mu_);
+  absl::flat_hash_map<BlockKey, NamespaceId> ids_ ABSL_GUARDED_BY(mu_);  // by root key
+  size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;                            // copies that hold pins
+  absl::Status failed_ ABSL_GUARDED_BY(mu_);                             // why the backend has
+
+  // Scrubbing. Its lock comes before mu_.
+  Mutex scrub_mu_;
+  Slot next_scrubbed_ ABSL_GUARDED_BY(scrub_mu_) = 0;
+  std::atomic<uint64_t> scrubbed_bytes_ = 0;
+  Slot scrubbed_ ABSL_GUARDED_BY(mu_) = kNoSlot;  // pinned to be compared
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  CondVar stop_;
+  std::thread scrubber_;
+};
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_CORE_CACHE_CACHE_H_

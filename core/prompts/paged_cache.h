@@ -1,0 +1,135 @@
+// PagedCache: between an engine's pages and the blocks of a cache, prompt by prompt.
+#ifndef KVCACHE_CORE_PROMPTS_PAGED_CACHE_H_
+#define KVCACHE_CORE_PROMPTS_PAGED_CACHE_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/copy/memory_space.h"
+#include "kvcache/core/key/block_key.h"
+#include "kvcache/core/pages/paged_kv.h"
+#include "kvcache/core/storage/transfer.h"
+
+namespace kvcache {
+
+struct PagedCacheOptions {
+  // Tokens of a block, the unit that prompts share; need not be those of a page. Smaller ones share
+  // more, larger ones copy faster.
+  uint32_t tokens_per_block = 64;
+  // Whether the tokens behind the last whole block are a block too, which only the same prompt
+  // finds again. False for conversations, whose next turn goes on in that block.
+  bool short_last_block = true;
+  // What else must match for K/V to be interchangeable; its layout is that of the pages.
+  Namespace ns = {};
+};
+
+struct PagedSaveOptions {
+  std::optional<absl::Duration> ttl = std::nullopt;  // default: the cache's
+  // Compute that a hit saves; 0: unknown.
+  absl::Duration recompute_cost_per_token = absl::ZeroDuration();
+  // See PutOptions.
+  uint16_t priority = 0;
+  absl::Duration keep_priority_for = absl::InfiniteDuration();
+};
+
+// Saves the K/V of prompts out of an engine's pages into blocks, and loads it into pages again:
+// other pages, of another size or order if the two engines that share a cache differ in that.
+//
+//   auto paged = PagedCache::Create(cache.get(), pages, {.tokens_per_block = 64, .ns = model});
+//   auto loaded = (*paged)->Load(prompt, page_table, stream);  // the beginning that is there
+//   for (uint32_t layer = 0; layer < layers; ++layer) {
+//     loaded->copies.WaitPartOn(stream, layer);                // no host wait
+//     attend(layer, stream);                                   // computes from loaded->tokens on
+//   }
+//   if (!loaded->copies.Wait().ok()) return Recompute();       // before anybody sees the result
+//   auto saved = (*paged)->Save(prompt, page_table, stream);
+//   saved->copies.WaitOn(stream);                              // before the pages are used again
+//
+// Thread-safe.
+class PagedCache {
+ public:
+  // `cache` outlives this, the pages every transfer. Errors: those of PagedKv::Validate(),
+  // Namespace::Validate(); kInvalidArgument when `cache` is null, tokens_per_block is 0, the
+  // layouts differ, there are more than kMostParts layers, or a block would be larger than the
+  // cache is.
+  static absl::StatusOr<std::unique_ptr<PagedCache>> Create(Cache* cache, const PagedKv& pages,
+                                                            const PagedCacheOptions& options);
+
+  struct Saved {
+    // Leading tokens that are in the cache, or will be when these copies, and those of others who
+    // save the same blocks now, have ended.
+    uint32_t tokens = 0;
+    uint32_t copied_tokens = 0;  // of these, by this call
+    // Why the rest is not: what Cache::Reserve() said of the block behind; OK: there is none.
+    absl::Status stopped = absl::OkStatus();
+    // An op for each layer of each block that is copied, layer by layer; its part is the layer. A
+    // block becomes visible as its last layer has been copied, and Wait() returns after that. A
+    // block with a failed op leaves nothing behind, and those behind it neither.
+    Transfer copies = {};
+  };
+  // `tokens`: the prompt from its beginning; token i is in page_table[i / page_tokens]. Behind the
+  // work that is on `stream`; the pages must not change before the copies have ended. What they
+  // hold is taken for right: after a Load() wait for its copies first, since one that ends with
+  // kDataLoss has dropped the block, and this would put the wrong bytes in its place.
+  // kInvalidArgument when there are no tokens, they are not all in pages, or Cache::Reserve() says
+  // so of the options.
+  absl::StatusOr<Saved> Save(absl::Span<const int32_t> tokens, absl::Span<const int32_t> page_table,
+                             Stream stream = {}, const PagedSaveOptions& options = {});
+
+  // How many leading tokens a Load would find now. Touches and pins nothing.
+  absl::StatusOr<uint32_t> Lookup(absl::Span<const int32_t> tokens) const;
+
+  struct Loaded {
+    // Leading ones that are in the pages when the copies have ended; at least first_token.
+    uint32_t tokens = 0;
+    // As those of Saved. An op ends with kDataLoss when other bytes are there than were saved, and
+    // its block is dropped. That, and every other failure, may come after a stream has waited for
+    // the layer and used it: Wait() before the results leave. When it fails, nothing from
+    // `first_token` on may be used: compute it, or Load() again, which finds what is left.
+    Transfer copies = {};
+  };
+  // Loads what there is of the prompt's beginning, as much as the page table has pages for, behind
+  // the work that is on `stream`. The engine has what is before `first_token` already: nothing of
+  // it is written, and its pages need not be in the table; but its blocks are hits like the others,
+  // so that they stay as long as the engine uses them. kInvalidArgument when there are no
+  // tokens, first_token is behind the last one, or a page of a token from there on is not one of
+  // the engine's; kFailedPrecondition when somebody has put a block of another size, or of other
+  // parts than one for each layer, under a key of the prompt.
+  absl::StatusOr<Loaded> Load(absl::Span<const int32_t> tokens,
+                              absl::Span<const int32_t> page_table, Stream stream = {},
+                              uint32_t first_token = 0);
+
+  const PagedCacheOptions& options() const { return options_; }
+
+ private:
+  struct Write;
+
+  PagedCache(Cache* cache, const PagedKv& pages, const PagedCacheOptions& options, NamespaceId ns,
+             const BlockKey& root)
+      : cache_(*cache), pages_(pages), options_(options), ns_(ns), root_(root) {}
+
+  // The keys of the blocks of the first `most_tokens` tokens.
+  absl::StatusOr<std::vector<BlockKey>> KeysOf(absl::Span<const int32_t> tokens,
+                                               size_t most_tokens) const;
+  TokenRange TokensOf(size_t block, size_t tokens) const;
+  // Copies what was reserved, all in one call.
+  Transfer Copy(std::vector<Write> writes, absl::Span<const int32_t> page_table, Stream stream);
+
+  Cache& cache_;
+  const PagedKv pages_;
+  const PagedCacheOptions options_;
+  const NamespaceId ns_;
+  const BlockKey root_;
+};
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_CORE_PROMPTS_PAGED_CACHE_H_

@@ -1,0 +1,150 @@
+// StorageBackend: a medium that can hold blocks.
+#ifndef KVCACHE_CORE_STORAGE_STORAGE_BACKEND_H_
+#define KVCACHE_CORE_STORAGE_STORAGE_BACKEND_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "kvcache/core/copy/memory_space.h"
+#include "kvcache/core/pages/paged_kv.h"
+#include "kvcache/core/stats/backend_stats.h"
+#include "kvcache/core/storage/extent.h"
+#include "kvcache/core/storage/transfer.h"
+
+namespace kvcache {
+
+// What a backend is and can do: declared once, never discovered by a call that fails.
+struct BackendTraits {
+  std::string name = {};
+  MemorySpace memory_space = {};
+  // Whether Address() gives pointers into memory_space. False for media without pointers.
+  bool addressable = true;
+  // False for a backend that only counts: Write() succeeds, Read() fails with kFailedPrecondition.
+  bool stores_bytes = true;
+  size_t capacity_bytes = 0;
+  // Offsets and sizes of extents are multiples of this power of two.
+  size_t alignment = 64;
+};
+
+// Gathers `source`, in order, into the extent from `offset` on.
+struct WriteOp {
+  Extent destination = {};
+  size_t offset = 0;
+  absl::Span<const ConstBytes> source = {};
+  MemorySpace source_space = {};
+  uint32_t part = 0;
+  // Empty, or one for each of as many equal stretches of the bytes, in order: set to their
+  // checksums (core/copy/checksum.h) before the op ends well; left as they are when neither side is
+  // the host's memory.
+  absl::Span<uint64_t> checksums = {};
+};
+
+// Scatters the extent's bytes from `offset` on into `destination`, in order.
+struct ReadOp {
+  Extent source = {};
+  size_t offset = 0;
+  absl::Span<const MutableBytes> destination = {};
+  MemorySpace destination_space = {};
+  uint32_t part = 0;
+  // Likewise, what the checksums of the bytes should be; 0: not known. When one is different, the
+  // op ends with kDataLoss, and nothing is promised about the destination.
+  absl::Span<const uint64_t> checksums = {};
+};
+
+// Between the pages of an engine and one part, layer `part`, of a block of tokens.count tokens: the
+// part is at [offset, offset + layout.PartBytes(tokens.count)) of the extent. Checksums as above.
+struct PagedWriteOp {
+  Extent destination = {};
+  size_t offset = 0;
+  uint32_t part = 0;
+  TokenRange tokens = {};
+  uint64_t* checksum = nullptr;
+};
+
+struct PagedReadOp {
+  Extent source = {};
+  size_t offset = 0;
+  uint32_t part = 0;
+  TokenRange tokens = {};
+  uint64_t checksum = 0;     // of the whole part
+  uint32_t skip_tokens = 0;  // leading ones, below tokens.count, whose pages stay as they are
+};
+
+// Holds extents of bytes and copies to and from them. It knows nothing of keys, leases or eviction;
+// the cache above it guarantees that nobody reads an extent that is being written and that no
+// extent is freed while a copy uses it.
+//
+// Thread-safe: every method may be called by any thread at any time.
+class StorageBackend {
+ public:
+  virtual ~StorageBackend() = default;
+
+  virtual const BackendTraits& traits() const = 0;
+
+  // An extent of `bytes` rounded up to traits().alignment. Errors: kInvalidArgument for 0 bytes or
+  // more than the capacity; kResourceExhausted when no free extent is large enough (for lack of
+  // room or because what is free is in pieces); other codes when the medium has failed.
+  virtual absl::StatusOr<Extent> Allocate(size_t bytes) = 0;
+
+  // REQUIRES: `extent` came from Allocate() and was not freed since; no copy uses it.
+  virtual void Free(Extent extent) = 0;
+
+  // A pointer to the extent's first byte in traits().memory_space, stable until Free(); nullptr
+  // when not traits().addressable.
+  virtual std::byte* Address(Extent extent) const = 0;
+
+  // Starts the copies; they may have ended when the call returns. The op lists are read before the
+  // call returns; the memory that they name must stay valid and unchanged until the op has ended.
+  // A source in host memory must be final when the call is made, whatever is on the stream.
+  // Every backend that stores bytes computes the checksums that ops ask for, on the host; where a
+  // copy need not wait for that, an op may end with kDataLoss after its bytes have arrived.
+  // An op that does not fit its extent, names null memory or a memory space that this backend
+  // cannot reach ends with kInvalidArgument; the others are not affected. No order among the ops of
+  // a call.
+  virtual Transfer Write(absl::Span<const WriteOp> ops, Stream stream) = 0;
+  virtual Transfer Read(absl::Span<const ReadOp> ops, Stream stream) = 0;
+
+  // The same from and to an engine's pages. All ops end with kInvalidArgument when `kv` is not
+  // valid or the backend cannot reach its memory; one does when the tokens to copy are not in the
+  // page table, its part is none of the layers, or its bytes not in the extent. Read before the
+  // call returns: `kv`, the page table and the ops. This implementation is for pages in host
+  // memory, and has ended when it returns; where this processor cannot reach the extents, it goes
+  // through Write() and Read().
+  virtual Transfer WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                              absl::Span<const PagedWriteOp> ops, Stream stream);
+  virtual Transfer ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                             absl::Span<const PagedReadOp> ops, Stream stream);
+
+  // A transfer of one op that ends once the work that is on `stream` already has ended: for bytes
+  // that somebody uses in place, in the order of a stream. Ends with kInvalidArgument when the
+  // backend knows no such streams. This implementation knows none but Stream::None().
+  virtual Transfer After(Stream stream);
+
+  // `callback` is called, once, from any thread and without locks, when the medium has failed for
+  // good: from then on every call fails with what it says. Replaces the callback of an earlier
+  // call and returns when that is not running, so a callback must not call it; nullptr: none. This
+  // implementation never fails.
+  virtual void OnFailure(std::function<void(const absl::Status&)> callback) {}
+
+  // What the backend says of itself: its own figures, for Cache::stats(). Never blocks for long.
+  virtual BackendStats stats() const { return {}; }
+};
+
+// The checks that every backend makes of an op before it copies: kInvalidArgument, naming the
+// values, for bytes outside the extent (also by overflow), a null piece that is not empty, or bytes
+// that the checksums do not divide. A backend adds its own check of the memory space.
+absl::Status ValidateOp(const WriteOp& op);
+absl::Status ValidateOp(const ReadOp& op);
+// Of an op of valid `kv`: kInvalidArgument also for tokens that are not in the page table.
+absl::Status ValidateOp(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                        const PagedWriteOp& op);
+absl::Status ValidateOp(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                        const PagedReadOp& op);
+
+}  // namespace kvcache
+
+#endif  // KVCACHE_CORE_STORAGE_STORAGE_BACKEND_H_

@@ -1,0 +1,289 @@
+// BlockTable: what a Cache guards with its lock. Internal to core.
+#ifndef KVCACHE_CORE_TABLE_BLOCK_TABLE_H_
+#define KVCACHE_CORE_TABLE_BLOCK_TABLE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "kvcache/core/cache/cache_types.h"
+#include "kvcache/core/key/block_key.h"
+#include "kvcache/core/policy/eviction_policy.h"
+#include "kvcache/core/policy/priority_levels.h"
+#include "kvcache/core/policy/slot.h"
+#include "kvcache/core/policy/slot_heap.h"
+#include "kvcache/core/policy/slot_index.h"
+#include "kvcache/core/stats/stats.h"
+#include "kvcache/core/storage/extent.h"
+#include "kvcache/core/table/block.h"
+#include "kvcache/core/table/pin_list.h"
+
+namespace kvcache::internal {
+
+// What is done to blocks in one hold of the lock, at most.
+inline constexpr size_t kBlocksPerLock = 256;
+
+// Extents that no block has any more, for the cache to free without its lock and then to settle by
+// BlockTable::Freed().
+struct Removed {
+  absl::InlinedVector<Extent, 8> extents;
+  size_t bytes = 0;   // of all of them, as charged to the budget
+  size_t reused = 0;  // among them: charged to the newcomer that they made room for already
+  bool more = false;  // RemoveRetired() has something to do
+
+  bool empty() const { return bytes == 0 && !more; }
+};
+
+// Blocks by key and by slot, their tree, their pins, their deadlines, the eviction order and the
+// byte budget: a state machine without locks, memory or I/O. Every member function is called under
+// the cache's lock. Pointers from it are for that call only.
+//
+// A block becomes visible in MakeVisible() and invisible in Unlink(), and nowhere else.
+class BlockTable {
+ public:
+  // Bytes are charged to the budget in multiples of `alignment`, a power of two.
+  BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks, bool keeps_checksums,
+             EvictionPolicy& policy);
+
+  // --- Namespaces. Those that take an id abort unless it is known.
+  NamespaceId AddNamespace(std::string model);
+  size_t namespaces() const { return namespaces_.size(); }
+  bool Knows(NamespaceId ns) const { return static_cast<size_t>(ns) < namespaces_.size(); }
+  CacheCounters& counters(NamespaceId ns) { return namespaces_[static_cast<size_t>(ns)].counters; }
+  void CountSaved(NamespaceId ns, double seconds) {
+    namespaces_[static_cast<size_t>(ns)].compute_saved += seconds;
+  }
+
+  // --- Finding
+  Block& block(Slot slot) { return chunks_[slot / kBlocksPerChunk][slot % kBlocksPerChunk]; }
+  const Block& block(Slot slot) const {
+    return chunks_[slot / kBlocksPerChunk][slot % kBlocksPerChunk];
+  }
+  // The block of a key if it lives, else kNoSlot.
+  Slot Find(const BlockKey& key, Nanos now) const;
+  // The same, but removes it when it does not live any more.
+  Slot FindOrRemove(const BlockKey& key, Nanos now, Removed* removed);
+  // FindOrRemove() in two steps, for many keys: the first only looks them up, so that the
+  // processor waits for all of their memory at once; the second says for each result whether it
+  // lives. In between no slot may be taken. REQUIRES: keys.size() <= kKeysPerFind.
+  static constexpr size_t kKeysPerFind = 16;
+  void FindAny(absl::Span<const BlockKey> keys, Slot* slots) const;
+  Slot LiveOrRemove(Slot found, Nanos now, Removed* removed) {
+    // One of the same batch may have removed it.
+    if (found == kNoSlot || !block(found).indexed) return kNoSlot;
+    if (Lives(block(found), now)) return found;
+    RemoveDead(found, removed);
+    return kNoSlot;
+  }
+  Slot Live(Slot found, Nanos now) const {
+    return found != kNoSlot && block(found).indexed && Lives(block(found), now) ? found : kNoSlot;
+  }
+  // Whether a block may come after `previous` in a chain: it has no parent, or that one. Any block
+  // may be the first, after kNoSlot.
+  bool Follows(Slot slot, Slot previous) const {
+    const Slot parent = block(slot).parent;
+    return previous == kNoSlot || parent == kNoSlot || parent == previous;
+  }
+
+  // --- Pins and touches
+  void Pin(Slot slot, Nanos now);
+  void Unpin(Slot slot, Removed* removed);
+  // Blocks that the policy does not know are left out.
+  void Touch(absl::Span<const Slot> slots, const Run& run);
+
+  bool EvictableButForOnePin(Slot slot) const {
+    const Block& b = block(slot);
+    return b.visible() && b.children == 0 && pins_.PinsOf(b.pin) == 1;
+  }
+
+  // --- The policy, and priorities
+  EvictionPolicy& policy() { return *policy_; }
+  bool HasPriority(uint16_t priority) const {
+    return priority == 0 || (levels_ != nullptr && levels_->HasLevel(priority));
+  }
+  // From now on blocks may have this priority; `policy` will order them. Errors: those of
+  // PriorityLevels::AddLevel().
+  absl::Status AddPriority(uint16_t priority, std::unique_ptr<EvictionPolicy> policy);
+  // Must come before whatever tells the policy about blocks or asks it.
+  void EndPriorities(Nanos now) {
+    if (levels_ != nullptr) EndPrioritiesThatAreOver(now);
+  }
+
+  // --- Writing
+  enum class Room { kMade, kNothingToEvict, kRefusedByPolicy };
+  // Removes what has expired until a block of these bytes fits. Any slot may go.
+  void RemoveExpiredFor(size_t bytes, Nanos now, Removed* removed);
+  // Makes room for a block of these bytes, and a slot for it, by evicting; evicts nothing if that
+  // does not suffice. On kMade the room is charged already and Insert() must follow.
+  Room MakeRoom(size_t bytes, Slot parent, const EntryInfo& incoming, Removed* removed);
+  // Evicts one more block of up to `max_bytes`; returns its bytes, or 0.
+  size_t EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed* removed);
+  // A block in kWriting, pinned. It has no extent yet, unless one of the victims left one that fits
+  // exactly: that is taken out of `removed` again.
+  Slot Insert(const BlockKey& key, BlockSize size, const PutOptions& options, Slot parent,
+              Nanos ttl, bool replacement, Nanos now, Removed* removed);
+  void SetExtent(Slot slot, const Extent& extent);
+  // Its extent, of size 0 while it has none.
+  Extent ExtentOf(Slot slot) const {
+    const Block& b = block(slot);
+    return b.has_extent ? Extent{b.offset, Charge(b.bytes), b.extent_node} : Extent();
+  }
+  // One for each part, 0 where none is known; nullptr when none are kept. Belongs to whoever pins
+  // the block: the writer sets that of a part before its commit, without the lock, and from then on
+  // it does not change.
+  uint64_t* ChecksumsOf(Slot slot) {
+    Block& b = block(slot);
+    return !keeps_checksums_ ? nullptr : b.parts == 1 ? &b.checksum : b.checksums;
+  }
+  // REQUIRES: the block is being written, or partial.
+  BlockWrite& WriteOf(const Block& b) { return writes_[b.write]; }
+  const BlockWrite& WriteOf(const Block& b) const { return writes_[b.write]; }
+  // Lets a partial block be written on; pins it.
+  void Resume(Slot slot, Nanos ttl, Nanos now);
+
+  // See WriteLease. ClaimPart comes first and checks; then either FinishPart, or AwaitCopy and
+  // later FinishCopy. A block with copies does not become partial.
+  bool Committed(Slot slot, uint32_t part) const;
+  bool Claimed(Slot slot, uint32_t part) const;
+  absl::Status ClaimPart(Slot slot, uint32_t part, Nanos now, Removed* removed);
+  absl::Status FinishPart(Slot slot, uint32_t part, bool succeeded, Nanos now, Removed* removed);
+  void AwaitCopy(Slot slot);
+  // A copy into a part that is not committed by it.
+  void EndCopy(Slot slot, Nanos now, Removed* removed);
+  void FinishCopy(Slot slot, uint32_t part, bool succeeded, Nanos now, Removed* removed);
+  absl::Status CommitRest(Slot slot, Nanos now, Removed* removed);
+  absl::Status Suspend(Slot slot, Nanos now, Removed* removed);
+  void Abort(Slot slot, Nanos now, Removed* removed);
+
+  // --- Removing
+  // Makes a block unreachable, whatever its state. What hangs below it follows in RemoveRetired().
+  void Unlink(Slot slot, RemoveReason reason, Removed* removed);
+  // Removes up to `steps` descendants of removed blocks; sets removed->more when that was not all.
+  void RemoveRetired(size_t steps, Removed* removed);
+  // Nobody finds what is in the namespace now. Returns how many visible blocks that were.
+  size_t StartErase(NamespaceId ns);
+  // Removes up to `steps` of them; false when there are no more.
+  bool ContinueErase(NamespaceId ns, size_t steps, Removed* removed);
+  // The first complete or partial block of the slots from `first` on that lives, of up to `steps`
+  // slots; sets *next to where to go on, or to kNoSlot behind the last slot.
+  Slot NextVisible(Slot first, size_t steps, Nanos now, Slot* next) const;
+  bool HasExpired(Nanos now) const { return !deadlines_.empty() && deadlines_.top_rank() <= now; }
+  // Removes up to `steps` blocks that have expired; false when there are no more.
+  bool RemoveExpired(size_t steps, Nanos now, Removed* removed);
+
+  // --- Deadlines and budget
+  void Extend(Slot slot, Nanos deadline);
+  size_t Charge(size_t bytes) const { return (bytes + alignment_ - 1) & ~(alignment_ - 1); }
+  size_t capacity() const { return capacity_; }
+  // What is removed but not yet freed.
+  size_t bytes_being_freed() const { return being_freed_; }
+  void Freed(const Removed& removed);
+  // Evicts until `capacity` bytes suffice, or nothing; on success nothing grows beyond it any more.
+  bool Shrink(size_t capacity, Nanos now, Removed* removed);
+  void SetCapacity(size_t capacity);
+
+  size_t pins() const { return pins_.pins(); }
+  // Everything but the names of backend and policy.
+  CacheStats Stats(Nanos now) const;
+
+ private:
+  struct NamespaceRecord {
+    std::string model;
+    CacheCounters counters;    // compute_saved is below
+    double compute_saved = 0;  // seconds
+    CacheUsage usage;
+    uint32_t epoch = 0;
+    // The list of blocks without parents, newest first: so those of older epochs are at its end.
+    Slot first_root = kNoSlot;
+    Slot last_root = kNoSlot;
+  };
+
+  static constexpr size_t kBlocksPerChunk = 1024;
+
+  NamespaceRecord& record(const Block& b) { return namespaces_[static_cast<size_t>(b.ns)]; }
+  const NamespaceRecord& record(const Block& b) const {
+    return namespaces_[static_cast<size_t>(b.ns)];
+  }
+
+  Slot FindIndexed(const BlockKey& key) const {
+    return index_.Find(mixer_(key.bytes), [&](Slot slot) { return block(slot).key == key; });
+  }
+  EntryInfo InfoOf(const Block& b, Nanos now) const;
+  void EndPrioritiesThatAreOver(Nanos now);
+  BlockWrite& StartWrite(Block& b);
+  void EndWrite(Block& b);
+  Nanos DeadlineOfParent(const Block& b) const;
+  bool Lives(const Block& b, Nanos now) const {
+    if (b.epoch != record(b).epoch) return false;
+    if (b.parent != kNoSlot && block(b.parent).state == Block::State::kRemoved) return false;
+    return now < b.deadline && (b.visible() || now < DeadlineOfParent(b));
+  }
+  void RemoveDead(Slot slot, Removed* removed);
+  RemoveReason WhyDead(const Block& b) const;
+  bool Evictable(const Block& b) const { return b.visible() && !b.pinned() && b.children == 0; }
+  void UnparkIfEvictable(Slot slot);
+
+  bool Fits(size_t charge, size_t victim_bytes, const Removed& removed) const;
+  Slot TakeSlot();
+  bool HasSlot() const { return free_slot_ != kNoSlot || slots_ < max_blocks_; }
+  void FreeSlotIfUnused(Slot slot);
+
+  void LinkSibling(Slot slot);
+  void UnlinkSibling(Slot slot);
+  void ChildGone(Slot parent);
+
+  // Chooses victims until `enough()`; takes all of them back and returns what the policy said when
+  // it does not come to that. Leaves them in victims_.
+  Room ChooseVictims(const EntryInfo& incoming,
+                     absl::FunctionRef<bool(size_t victims, size_t bytes)> enough);
+  void TakeVictimsBack();
+  void EvictVictims(Removed* removed);
+
+  // kAborted when what is written now would never be found; removes it then.
+  absl::Status CheckWriting(Slot slot, Nanos now, Removed* removed);
+  void CommitOne(Block& b, uint32_t part);
+  // Ends the write if nothing is left to wait for.
+  void Settle(Slot slot, Nanos now, Removed* removed);
+  void MakeVisible(Slot slot, Block::State state, Nanos now, Removed* removed);
+  void SetDeadline(Slot slot, Nanos deadline);
+  void ClipDescendants(Slot slot);
+  void CountRemoval(const Block& b, RemoveReason reason);
+  void GiveUpExtent(Block& b, Removed* removed);
+
+  EvictionPolicy* policy_;  // levels_, once there are any
+  std::unique_ptr<PriorityLevels> levels_;
+  const size_t alignment_;
+  const size_t max_blocks_;
+  const bool keeps_checksums_;
+
+  std::vector<std::unique_ptr<Block[]>> chunks_;
+  std::vector<Slot> victims_;  // of the call under way
+  size_t slots_ = 0;           // ever taken
+  Slot free_slot_ = kNoSlot;   // list through next_sibling
+  const KeyMixer mixer_;
+  SlotIndex index_;
+  std::vector<NamespaceRecord> namespaces_;
+  SlotHeap<Nanos> deadlines_;  // of visible blocks that have one
+  Slot retired_ = kNoSlot;     // stack through next_sibling
+  PinList pins_;
+  std::deque<BlockWrite> writes_;  // by Block::write
+  std::vector<uint32_t> spare_writes_;
+
+  size_t capacity_;     // as told to everybody
+  size_t limit_;        // what newcomers must keep to: lower while a Resize frees
+  size_t charged_ = 0;  // never less than what the backend has handed out
+  size_t being_freed_ = 0;
+  size_t peak_ = 0;
+};
+
+}  // namespace kvcache::internal
+
+#endif  // KVCACHE_CORE_TABLE_BLOCK_TABLE_H_

@@ -1,0 +1,287 @@
+// The part of BlockTable that follows a block from its reservation to the moment it is visible.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/table/block_table.h"
+
+namespace kvcache::internal {
+
+Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& options, Slot parent,
+                        Nanos ttl, bool replacement, Nanos now, Removed* removed) {
+  const Slot slot = TakeSlot();
+  Block& b = block(slot);
+  b.key = key;
+  b.bytes = size.bytes;
+  b.parts = static_cast<uint16_t>(size.parts);
+  b.recompute_cost = SecondsOf(options.recompute_cost);
+  b.parent = parent;
+  b.depth = parent == kNoSlot ? 0 : block(parent).depth + 1;
+  b.ns = options.ns;
+  NamespaceRecord& ns = record(b);
+  b.epoch = ns.epoch;
+  b.state = Block::State::kWriting;
+  BlockWrite& write = StartWrite(b);
+  write.ttl = ttl;
+  write.claimed.Reset(size.parts);
+  write.committed.Reset(size.parts);
+  write.failed.Reset(size.parts);
+  write.committed_parts = write.copies = 0;
+  write.chain_blocks = options.chain_blocks;
+  write.priority = options.priority;
+  write.keep_priority_for = LengthOf(options.keep_priority_for);
+  write.leased = true;
+  write.keep = write.progress = false;
+  if (keeps_checksums_ && b.parts > 1) b.checksums = new uint64_t[b.parts]();
+  ns.usage.bytes_in_use += Charge(b.bytes);
+  LinkSibling(slot);
+  if (!replacement) {
+    b.indexed = true;
+    index_.Insert(mixer_(b.key.bytes), slot);
+    ++ns.usage.blocks;
+  }
+  Pin(slot, now);
+
+  const size_t charge = Charge(b.bytes);
+  const auto fits = std::find_if(removed->extents.begin(), removed->extents.end(),
+                                 [charge](const Extent& extent) { return extent.size == charge; });
+  if (fits != removed->extents.end()) {
+    SetExtent(slot, *fits);
+    removed->extents.erase(fits);
+    removed->bytes -= charge;
+    removed->reused -= charge;
+    being_freed_ -= charge;
+  }
+  return slot;
+}
+
+void BlockTable::SetExtent(Slot slot, const Extent& extent) {
+  Block& b = block(slot);
+  b.offset = extent.offset;
+  b.extent_node = extent.node;
+  b.has_extent = true;
+}
+
+BlockWrite& BlockTable::StartWrite(Block& b) {
+  if (spare_writes_.empty()) {
+    spare_writes_.push_back(static_cast<uint32_t>(writes_.size()));
+    writes_.emplace_back();
+  }
+  b.write = spare_writes_.back();
+  spare_writes_.pop_back();
+  return writes_[b.write];
+}
+
+void BlockTable::EndWrite(Block& b) {
+  if (b.write != Block::kNone) spare_writes_.push_back(std::exchange(b.write, Block::kNone));
+}
+
+void BlockTable::Resume(Slot slot, Nanos ttl, Nanos now) {
+  Block& b = block(slot);
+  KVCACHE_CHECK(b.state == Block::State::kPartial, "slot ", slot, " is not partial");
+  b.state = Block::State::kWriting;
+  WriteOf(b).ttl = ttl;
+  WriteOf(b).leased = true;
+  WriteOf(b).progress = false;
+  WriteOf(b).failed.Reset(b.parts);
+  // What was written but not committed counts for nothing now.
+  for (uint32_t part = 0; keeps_checksums_ && part < b.parts; ++part) {
+    if (!WriteOf(b).claimed.Has(part)) ChecksumsOf(slot)[part] = 0;
+  }
+  Pin(slot, now);
+}
+
+absl::Status BlockTable::CheckWriting(Slot slot, Nanos now, Removed* removed) {
+  Block& b = block(slot);
+  if (b.state == Block::State::kWriting && !Lives(b, now)) Unlink(slot, WhyDead(b), removed);
+  if (b.state != Block::State::kRemoved) return absl::OkStatus();
+  return absl::AbortedError(
+      "the block was erased or expired, or lost its parent, while it was being written");
+}
+
+absl::Status BlockTable::ClaimPart(Slot slot, uint32_t part, Nanos now, Removed* removed) {
+  Block& b = block(slot);
+  if (part >= b.parts) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("part ", part, " of a block with ", b.parts, " parts"));
+  }
+  if (absl::Status status = CheckWriting(slot, now, removed); !status.ok()) return status;
+  if (b.state != Block::State::kWriting || WriteOf(b).claimed.Has(part)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("part ", part, " was committed, or given to CommitAfter(), before"));
+  }
+  WriteOf(b).claimed.Add(part);
+  WriteOf(b).failed.Remove(part);
+  return absl::OkStatus();
+}
+
+bool BlockTable::Committed(Slot slot, uint32_t part) const {
+  const Block& b = block(slot);
+  return b.state == Block::State::kComplete ||
+         (b.write != Block::kNone && WriteOf(b).committed.Has(part));
+}
+
+bool BlockTable::Claimed(Slot slot, uint32_t part) const {
+  const Block& b = block(slot);
+  return b.state == Block::State::kComplete ||
+         (b.write != Block::kNone && WriteOf(b).claimed.Has(part));
+}
+
+void BlockTable::AwaitCopy(Slot slot) {
+  if (block(slot).state == Block::State::kWriting) ++WriteOf(block(slot)).copies;
+}
+
+void BlockTable::EndCopy(Slot slot, Nanos now, Removed* removed) {
+  Block& b = block(slot);
+  if (!CheckWriting(slot, now, removed).ok() || b.state != Block::State::kWriting) return;
+  --WriteOf(b).copies;
+  Settle(slot, now, removed);
+}
+
+void BlockTable::FinishCopy(Slot slot, uint32_t part, bool succeeded, Nanos now, Removed* removed) {
+  if (block(slot).state == Block::State::kWriting) --WriteOf(block(slot)).copies;
+  FinishPart(slot, part, succeeded, now, removed).IgnoreError();  // nobody is left to hear of it
+}
+
+absl::Status BlockTable::FinishPart(Slot slot, uint32_t part, bool succeeded, Nanos now,
+                                    Removed* removed) {
+  Block& b = block(slot);
+  if (absl::Status status = CheckWriting(slot, now, removed); !status.ok()) return status;
+  BlockWrite& write = WriteOf(b);
+  if (succeeded) {
+    CommitOne(b, part);
+  } else if (write.keep) {
+    write.claimed.Remove(part);
+    write.failed.Add(part);
+    if (keeps_checksums_) ChecksumsOf(slot)[part] = 0;
+    ++record(b).counters.failed_writes;
+  } else {
+    Unlink(slot, RemoveReason::kAborted, removed);
+    return absl::OkStatus();
+  }
+  Settle(slot, now, removed);
+  return absl::OkStatus();
+}
+
+void BlockTable::CommitOne(Block& b, uint32_t part) {
+  BlockWrite& write = WriteOf(b);
+  write.committed.Add(part);
+  ++write.committed_parts;
+  write.progress = true;
+  record(b).counters.bytes_written += b.part_bytes();
+}
+
+absl::Status BlockTable::CommitRest(Slot slot, Nanos now, Removed* removed) {
+  if (absl::Status status = CheckWriting(slot, now, removed); !status.ok()) return status;
+  Block& b = block(slot);
+  if (b.state != Block::State::kWriting) return absl::OkStatus();
+  BlockWrite& write = WriteOf(b);
+  absl::Status status;
+  for (uint32_t part = 0; part < b.parts; ++part) {
+    if (write.claimed.Has(part)) continue;
+    if (write.failed.Has(part)) {
+      status = absl::AbortedError(absl::StrCat("the copy into part ", part, " failed"));
+      continue;
+    }
+    write.claimed.Add(part);
+    CommitOne(b, part);
+  }
+  write.leased = false;
+  Settle(slot, now, removed);
+  return status;
+}
+
+absl::Status BlockTable::Suspend(Slot slot, Nanos now, Removed* removed) {
+  if (absl::Status status = CheckWriting(slot, now, removed); !status.ok()) return status;
+  Block& b = block(slot);
+  if (b.state != Block::State::kWriting) return absl::OkStatus();
+  WriteOf(b).leased = false;
+  WriteOf(b).keep = true;
+  Settle(slot, now, removed);
+  return absl::OkStatus();
+}
+
+void BlockTable::Abort(Slot slot, Nanos now, Removed* removed) {
+  Block& b = block(slot);
+  if (!CheckWriting(slot, now, removed).ok() || b.state != Block::State::kWriting) return;
+  if (!WriteOf(b).keep) return Unlink(slot, RemoveReason::kAborted, removed);
+  ++record(b).counters.failed_writes;
+  WriteOf(b).leased = false;
+  Settle(slot, now, removed);
+}
+
+void BlockTable::Settle(Slot slot, Nanos now, Removed* removed) {
+  const Block& b = block(slot);
+  const BlockWrite& write = WriteOf(b);
+  if (write.committed_parts == b.parts) {
+    MakeVisible(slot, Block::State::kComplete, now, removed);
+  } else if (!write.leased && write.copies == 0) {
+    if (write.keep && write.committed_parts > 0) {
+      MakeVisible(slot, Block::State::kPartial, now, removed);
+    } else {
+      Unlink(slot, RemoveReason::kAborted, removed);
+    }
+  }
+}
+
+void BlockTable::MakeVisible(Slot slot, Block::State state, Nanos now, Removed* removed) {
+  Block& b = block(slot);
+  NamespaceRecord& ns = record(b);
+  if (!b.indexed) {
+    const Slot old = FindIndexed(b.key);
+    if (old != kNoSlot) Unlink(old, RemoveReason::kReplaced, removed);
+    b.indexed = true;
+    index_.Insert(mixer_(b.key.bytes), slot);
+    ++ns.usage.blocks;
+  }
+  b.state = state;
+  const Nanos own = WriteOf(b).progress ? After(now, WriteOf(b).ttl) : b.deadline;
+  SetDeadline(slot, std::min(own, DeadlineOfParent(b)));
+  ClipDescendants(slot);
+  if (!b.admitted) {
+    EndPriorities(now);
+    policy_->Admit(slot, InfoOf(b, now));
+    b.admitted = true;
+  }
+  if (state == Block::State::kComplete) {
+    EndWrite(b);
+    ++ns.usage.blocks_complete;
+    ++ns.counters.blocks_written;
+  }
+}
+
+void BlockTable::SetDeadline(Slot slot, Nanos deadline) {
+  Block& b = block(slot);
+  b.deadline = deadline;
+  if (deadlines_.Contains(slot)) deadlines_.Remove(slot);
+  if (deadline != kNever) deadlines_.Push(slot, deadline);
+  if (b.admitted) policy_->SetDeadline(slot, ToTime(deadline));
+}
+
+void BlockTable::Extend(Slot slot, Nanos deadline) {
+  const Block& b = block(slot);
+  deadline = std::min(deadline, DeadlineOfParent(b));
+  if (deadline > b.deadline) SetDeadline(slot, deadline);
+}
+
+// Below a visible block that expires soon enough everything is as it should be.
+void BlockTable::ClipDescendants(Slot top) {
+  const Nanos limit = block(top).deadline;
+  if (limit == kNever) return;
+  Slot slot = block(top).first_child;
+  while (slot != kNoSlot) {
+    const Block& b = block(slot);
+    const bool too_late = b.visible() && b.deadline > limit;
+    if (too_late) SetDeadline(slot, limit);
+    if ((too_late || !b.visible()) && b.first_child != kNoSlot) {
+      slot = b.first_child;
+      continue;
+    }
+    while (slot != top && block(slot).next_sibling == kNoSlot) slot = block(slot).parent;
+    if (slot == top) return;
+    slot = block(slot).next_sibling;
+  }
+}
+
+}  // namespace kvcache::internal
