@@ -13,12 +13,13 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "kvcache/core/advice/advice_options.h"
 #include "kvcache/core/advice/shadow_cache.h"
 #include "kvcache/core/base/mutex.h"
-#include "kvcache/core/cache/cache_types.h"
 #include "kvcache/core/key/block_key.h"
 #include "kvcache/core/policy/slot_index.h"
 #include "kvcache/core/stats/stats.h"
+#include "kvcache/core/table/block_options.h"
 
 namespace kvcache::internal {
 

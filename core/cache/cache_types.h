@@ -10,34 +10,14 @@
 
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "kvcache/core/advice/advice_options.h"
 #include "kvcache/core/base/clock.h"
 #include "kvcache/core/cache/lease.h"
 #include "kvcache/core/copy/memory_space.h"
 #include "kvcache/core/key/block_key.h"
-#include "kvcache/core/policy/eviction_policy.h"
+#include "kvcache/core/table/block_options.h"
 
 namespace kvcache {
-
-// Asks the running cache how many blocks it would hit with other capacities and policies: it keeps,
-// of a sample of the keys, simulations of those (CacheStats::advice). Default: none, at no cost.
-struct AdviceOptions {
-  // Multiples of the capacity, each once and more than 0: 2 is twice the memory, and twice
-  // max_blocks. 1 under the cache's own policy says how good the advice is, since the cache
-  // measures that itself. None: no advice.
-  std::vector<double> capacities = {};
-  // What to try besides the cache's own policy, with their settings, each name once; only asked for
-  // their name and CreateEmpty(). All are tried at all capacities, at most kMostAdvice in all.
-  std::vector<std::shared_ptr<const EvictionPolicy>> policies = {};
-  // The share of the keys that is simulated: more than 0, at most kHighestSamplingRate, which is
-  // the default since only large samples are precise. Each simulation takes about 100 bytes of host
-  // memory, and what its policy takes, for each of sampling_rate x multiple x max_blocks.
-  double sampling_rate = 0.05;
-  // Another one samples other keys.
-  uint64_t seed = 0;
-};
-
-inline constexpr size_t kMostAdvice = 64;
-inline constexpr double kHighestSamplingRate = 0.05;
 
 struct CacheOptions {
   // The most bytes that blocks may take, each rounded up to the backend's alignment. Default: all
@@ -64,9 +44,6 @@ struct CacheOptions {
   const Clock* clock = &Clock::Real();
 };
 
-// Dense, from Cache::Register(); of one cache.
-enum class NamespaceId : uint32_t { kDefault = 0 };
-
 // The consecutive blocks of one prompt. All keys are of the same namespace.
 struct Chain {
   NamespaceId ns = NamespaceId::kDefault;
@@ -75,35 +52,6 @@ struct Chain {
   // counted.
   uint32_t tokens_per_block = 0;
   uint32_t tokens = 0;
-};
-
-inline constexpr uint32_t kMostParts = 65535;
-inline constexpr uint16_t kHighestPriority = 100;
-
-// A block has 1 to kMostParts parts of equal size.
-struct BlockSize {
-  size_t bytes = 0;
-  uint32_t parts = 1;
-};
-
-struct PutOptions {
-  NamespaceId ns = NamespaceId::kDefault;
-  // The block before this one in its prompt: it cannot be evicted as long as this one is here, and
-  // takes this one with it when it is erased or expires.
-  std::optional<BlockKey> parent = std::nullopt;
-  // Positive. Counts from the commit; a block never outlives its parent.
-  std::optional<absl::Duration> ttl = std::nullopt;
-  // Compute that a hit saves; 0: unknown.
-  absl::Duration recompute_cost = absl::ZeroDuration();
-  // Blocks of the whole prompt, for policies; 0: unknown.
-  uint32_t chain_blocks = 0;
-  // From 0, which is normal, to 100: under every policy, blocks of a higher priority outlive those
-  // of a lower one, and are not evicted for them. A cache may be given up to 8 different
-  // priorities, 0 included; the bookkeeping of each takes what the policy takes.
-  uint16_t priority = 0;
-  // Positive. After this, from the commit on, the priority of the block is 0; it stays visible
-  // until its ttl ends.
-  absl::Duration keep_priority_for = absl::InfiniteDuration();
 };
 
 enum class LookupResult {

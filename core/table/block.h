@@ -7,10 +7,10 @@
 #include <limits>
 
 #include "absl/time/time.h"
-#include "kvcache/core/cache/cache_types.h"
 #include "kvcache/core/key/block_key.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
+#include "kvcache/core/table/block_options.h"
 #include "kvcache/core/table/part_set.h"
 
 namespace kvcache::internal {

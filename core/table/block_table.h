@@ -14,7 +14,6 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "kvcache/core/cache/cache_types.h"
 #include "kvcache/core/key/block_key.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/priority_levels.h"
@@ -24,6 +23,7 @@
 #include "kvcache/core/stats/stats.h"
 #include "kvcache/core/storage/extent.h"
 #include "kvcache/core/table/block.h"
+#include "kvcache/core/table/block_options.h"
 #include "kvcache/core/table/pin_list.h"
 
 namespace kvcache::internal {
