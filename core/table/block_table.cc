@@ -62,13 +62,13 @@ void BlockTable::EndPrioritiesThatAreOver(Nanos now) {
   }
 }
 
-// A block that is being written lives no longer than its parent.
 Nanos BlockTable::DeadlineOfParent(const Block& b) const {
   Nanos deadline = kNever;
   Slot above = b.parent;
-  for (; above != kNoSlot; above = block(above).parent) {
+  for (size_t i = 0; i < kUnfinishedAncestors && above != kNoSlot; ++i) {
     deadline = std::min(deadline, block(above).deadline);
     if (block(above).state != Block::State::kWriting) break;
+    above = block(above).parent;
   }
   return deadline;
 }

@@ -47,6 +47,11 @@ struct Removed {
 // the cache's lock. Pointers from it are for that call only.
 //
 // A block becomes visible in MakeVisible() and invisible in Unlink(), and nowhere else.
+//
+// Nothing is done in proportion to the length of a prompt. So deadlines pass at once between blocks
+// with up to kUnfinishedAncestors unfinished ones between them; farther ones learn of each other
+// when what is between is finished or removed. A block that becomes visible behind so many of its
+// descendants that kMostClipped blocks would have to be visited is dropped, and they with it.
 class BlockTable {
  public:
   // Bytes are charged to the budget in multiples of `alignment`, a power of two.
@@ -207,6 +212,8 @@ class BlockTable {
   };
 
   static constexpr size_t kBlocksPerChunk = 1024;
+  static constexpr size_t kUnfinishedAncestors = 16;
+  static constexpr size_t kMostClipped = 1024;
 
   NamespaceRecord& record(const Block& b) { return namespaces_[static_cast<size_t>(b.ns)]; }
   const NamespaceRecord& record(const Block& b) const {
@@ -220,6 +227,8 @@ class BlockTable {
   void EndPrioritiesThatAreOver(Nanos now);
   BlockWrite& StartWrite(Block& b);
   void EndWrite(Block& b);
+  // A block that is being written lives no longer than its parent, nor than those above that, up to
+  // the first that is finished.
   Nanos DeadlineOfParent(const Block& b) const;
   bool Lives(const Block& b, Nanos now) const {
     if (b.epoch != record(b).epoch) return false;
@@ -254,7 +263,10 @@ class BlockTable {
   void Settle(Slot slot, Nanos now, Removed* removed);
   void MakeVisible(Slot slot, Block::State state, Nanos now, Removed* removed);
   void SetDeadline(Slot slot, Nanos deadline);
-  void ClipDescendants(Slot slot);
+  // Tells the unfinished ancestors of a block that it became visible before they did.
+  void NoteEarly(const Block& b);
+  // Lets what hangs below a block live no longer than the block; false when that is too much.
+  bool ClipDescendants(Slot slot);
   void CountRemoval(const Block& b, RemoveReason reason);
   void GiveUpExtent(Block& b, Removed* removed);
 

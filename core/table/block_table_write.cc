@@ -85,6 +85,7 @@ void BlockTable::Resume(Slot slot, Nanos ttl, Nanos now) {
   WriteOf(b).leased = true;
   WriteOf(b).progress = false;
   WriteOf(b).failed.Reset(b.parts);
+  b.early_below = b.first_child != kNoSlot;  // may get an earlier deadline than it had
   // What was written but not committed counts for nothing now.
   for (uint32_t part = 0; keeps_checksums_ && part < b.parts; ++part) {
     if (!WriteOf(b).claimed.Has(part)) ChecksumsOf(slot)[part] = 0;
@@ -92,12 +93,20 @@ void BlockTable::Resume(Slot slot, Nanos ttl, Nanos now) {
   Pin(slot, now);
 }
 
+namespace {
+
+absl::Status Gone() {
+  return absl::AbortedError(
+      "the block was erased or expired, or lost its parent, while it was being written");
+}
+
+}  // namespace
+
 absl::Status BlockTable::CheckWriting(Slot slot, Nanos now, Removed* removed) {
   Block& b = block(slot);
   if (b.state == Block::State::kWriting && !Lives(b, now)) Unlink(slot, WhyDead(b), removed);
   if (b.state != Block::State::kRemoved) return absl::OkStatus();
-  return absl::AbortedError(
-      "the block was erased or expired, or lost its parent, while it was being written");
+  return Gone();
 }
 
 absl::Status BlockTable::ClaimPart(Slot slot, uint32_t part, Nanos now, Removed* removed) {
@@ -161,7 +170,7 @@ absl::Status BlockTable::FinishPart(Slot slot, uint32_t part, bool succeeded, Na
     return absl::OkStatus();
   }
   Settle(slot, now, removed);
-  return absl::OkStatus();
+  return succeeded && b.state == Block::State::kRemoved ? Gone() : absl::OkStatus();
 }
 
 void BlockTable::CommitOne(Block& b, uint32_t part) {
@@ -189,7 +198,7 @@ absl::Status BlockTable::CommitRest(Slot slot, Nanos now, Removed* removed) {
   }
   write.leased = false;
   Settle(slot, now, removed);
-  return status;
+  return status.ok() && b.state == Block::State::kRemoved ? Gone() : status;
 }
 
 absl::Status BlockTable::Suspend(Slot slot, Nanos now, Removed* removed) {
@@ -235,10 +244,11 @@ void BlockTable::MakeVisible(Slot slot, Block::State state, Nanos now, Removed* 
     index_.Insert(mixer_(b.key.bytes), slot);
     ++ns.usage.blocks;
   }
-  b.state = state;
   const Nanos own = WriteOf(b).progress ? After(now, WriteOf(b).ttl) : b.deadline;
   SetDeadline(slot, std::min(own, DeadlineOfParent(b)));
-  ClipDescendants(slot);
+  if (!ClipDescendants(slot)) return Unlink(slot, RemoveReason::kAborted, removed);
+  NoteEarly(b);
+  b.state = state;
   if (!b.admitted) {
     EndPriorities(now);
     policy_->Admit(slot, InfoOf(b, now));
@@ -265,23 +275,38 @@ void BlockTable::Extend(Slot slot, Nanos deadline) {
   if (deadline > b.deadline) SetDeadline(slot, deadline);
 }
 
-// Below a visible block that expires soon enough everything is as it should be.
-void BlockTable::ClipDescendants(Slot top) {
+void BlockTable::NoteEarly(const Block& b) {
+  Slot above = b.parent;
+  for (size_t i = 0; i < kUnfinishedAncestors && above != kNoSlot; ++i) {
+    Block& ancestor = block(above);
+    if (ancestor.state != Block::State::kWriting) return;
+    ancestor.early_below = true;
+    above = ancestor.parent;
+  }
+}
+
+// Below a visible block that expires soon enough, and below one that nobody was earlier than,
+// everything is as it should be.
+bool BlockTable::ClipDescendants(Slot top) {
   const Nanos limit = block(top).deadline;
-  if (limit == kNever) return;
+  if (!block(top).early_below) return true;
+  block(top).early_below = false;
+  if (limit == kNever) return true;
   Slot slot = block(top).first_child;
-  while (slot != kNoSlot) {
+  for (size_t visits = 0; slot != kNoSlot; ++visits) {
+    if (visits == kMostClipped) return false;
     const Block& b = block(slot);
     const bool too_late = b.visible() && b.deadline > limit;
     if (too_late) SetDeadline(slot, limit);
-    if ((too_late || !b.visible()) && b.first_child != kNoSlot) {
+    if ((too_late || (!b.visible() && b.early_below)) && b.first_child != kNoSlot) {
       slot = b.first_child;
       continue;
     }
     while (slot != top && block(slot).next_sibling == kNoSlot) slot = block(slot).parent;
-    if (slot == top) return;
+    if (slot == top) return true;
     slot = block(slot).next_sibling;
   }
+  return true;
 }
 
 }  // namespace kvcache::internal
