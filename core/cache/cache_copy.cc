@@ -8,14 +8,15 @@
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/advice/advisor.h"
-#include "kvcache/core/base/check.h"
 #include "kvcache/core/cache/cache.h"
+#include "kvcache/core/cache/check_sizes.h"
 #include "kvcache/core/table/block_table.h"
 
 namespace kvcache {
 
 using internal::Block;
 using internal::BlockTable;
+using internal::CheckSizes;
 using internal::Nanos;
 using internal::Removed;
 
@@ -23,22 +24,6 @@ namespace {
 
 // Batches of up to so many allocate nothing.
 constexpr size_t kInlineRequests = 16;
-
-template <typename Pieces>
-absl::Status CheckSizes(absl::string_view name, const Pieces& pieces, size_t expected) {
-  size_t bytes = 0;
-  bool overflow = false;
-  for (const auto& piece : pieces) {
-    if (piece.data() == nullptr && !piece.empty()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(name, ": null data with a size of ", piece.size(), " bytes"));
-    }
-    overflow |= __builtin_add_overflow(bytes, piece.size(), &bytes);
-  }
-  if (!overflow && bytes == expected) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      name, ": ", overflow ? "too many" : absl::StrCat(bytes), " bytes, expected ", expected));
-}
 
 // A transfer with one op for each of `results`, which carry `parts`. Op ops[i] ends with what `end`
 // returns once op i of `copies` has ended; the other ops have ended with their result.
@@ -97,148 +82,6 @@ class Cache::CopyPin {
 
 std::shared_ptr<void> Cache::PinForCopy(Slot slot, bool into_block) {
   return std::make_shared<CopyPin>(this, slot, into_block);
-}
-
-// --- ReadLease
-
-ReadLease& ReadLease::operator=(ReadLease&& other) noexcept {
-  if (this == &other) return *this;
-  Release();
-  cache_ = std::exchange(other.cache_, nullptr);
-  slot_ = other.slot_;
-  extent_ = other.extent_;
-  offset_ = other.offset_;
-  bytes_ = other.bytes_;
-  parts_ = other.parts_;
-  first_part_ = other.first_part_;
-  checksums_ = other.checksums_;
-  return *this;
-}
-
-void ReadLease::Release() {
-  if (cache_ != nullptr) std::exchange(cache_, nullptr)->Release(slot_);
-}
-
-absl::Status ReadLease::ReleaseAfter(Stream stream) {
-  KVCACHE_CHECK(holds(), "the lease holds nothing");
-  const Transfer work = cache_->backend_->After(stream);
-  if (work.Done()) {
-    if (absl::Status status = work.Wait(); !status.ok()) return status;
-  } else {
-    work.Keep(cache_->PinForCopy(slot_));
-  }
-  Release();
-  return absl::OkStatus();
-}
-
-const std::byte* ReadLease::data() const {
-  if (cache_ == nullptr) return nullptr;
-  const std::byte* block = cache_->backend_->Address(extent_);
-  return block == nullptr ? nullptr : block + offset_;
-}
-
-const std::byte* ReadLease::part(uint32_t part) const {
-  KVCACHE_CHECK(part < parts_, "part ", part, " of ", parts_);
-  const std::byte* first = data();
-  return first == nullptr ? nullptr : first + part * (bytes_ / parts_);
-}
-
-Transfer ReadLease::ReadOps(absl::Span<const ReadOp> ops, size_t bytes_each, Stream stream) const {
-  for (const ReadOp& op : ops) {
-    absl::Status status = CheckSizes("destination", op.destination, bytes_each);
-    if (!status.ok()) {
-      return Transfer::Completed(std::vector<absl::Status>(ops.size(), std::move(status)));
-    }
-  }
-  Transfer copies = cache_->backend_->Read(ops, stream);
-  if (!copies.Done()) copies.Keep(cache_->PinForCopy(slot_));
-  copies.OnOpDone([cache = cache_, slot = slot_](size_t, const absl::Status& status) {
-    cache->DropIfCorrupt(slot, status);
-  });
-  cache_->CountRead(slot_, ops.size() * bytes_each);
-  return copies;
-}
-
-Transfer ReadLease::Read(absl::Span<const MutableBytes> destination, MemorySpace space,
-                         Stream stream) const {
-  KVCACHE_CHECK(holds(), "the lease holds nothing");
-  const ReadOp op = {extent_, offset_, destination, space, first_part_, ChecksumsOf(0, parts_)};
-  return ReadOps({&op, 1}, bytes_, stream);
-}
-
-Transfer ReadLease::ReadPart(uint32_t part, absl::Span<const MutableBytes> destination,
-                             MemorySpace space, Stream stream) const {
-  KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
-  const size_t bytes = bytes_ / parts_;
-  const ReadOp op = {extent_, offset_ + part * bytes, destination, space,
-                     part,    ChecksumsOf(part, 1)};
-  return ReadOps({&op, 1}, bytes, stream);
-}
-
-Transfer ReadLease::ReadParts(absl::Span<const absl::Span<const MutableBytes>> destinations,
-                              MemorySpace space, Stream stream) const {
-  KVCACHE_CHECK(holds() && destinations.size() == parts_, destinations.size(), " destinations of ",
-                parts_, " parts");
-  const size_t bytes = bytes_ / parts_;
-  absl::InlinedVector<ReadOp, 64> ops;
-  for (uint32_t part = 0; part < parts_; ++part) {
-    ops.push_back(
-        {extent_, offset_ + part * bytes, destinations[part], space, part, ChecksumsOf(part, 1)});
-  }
-  return ReadOps(ops, bytes, stream);
-}
-
-// --- WriteLease
-
-std::byte* WriteLease::data() const {
-  return cache_ == nullptr ? nullptr : cache_->backend_->Address(extent_);
-}
-
-std::byte* WriteLease::part(uint32_t part) const {
-  KVCACHE_CHECK(part < parts_, "part ", part, " of ", parts_);
-  std::byte* first = data();
-  return first == nullptr ? nullptr : first + part * (bytes_ / parts_);
-}
-
-absl::Status WriteLease::CheckUnclaimed(uint32_t first_part, uint32_t end_part) const {
-  return cache_->Change([&](BlockTable& table, Nanos, Removed*) {
-    for (uint32_t part = first_part; part < end_part; ++part) {
-      if (!table.Claimed(slot_, part)) continue;
-      return absl::FailedPreconditionError(
-          absl::StrCat("part ", part, " was committed, or given to CommitAfter(), before"));
-    }
-    return absl::OkStatus();
-  });
-}
-
-Transfer WriteLease::WriteAt(size_t offset, size_t bytes, uint32_t first_part, uint32_t end_part,
-                             absl::Span<const ConstBytes> source, MemorySpace space,
-                             Stream stream) {
-  KVCACHE_CHECK(holds() && first_part < end_part && end_part <= parts_, "parts ", first_part,
-                " to ", end_part, " of ", parts_);
-  absl::Status status = CheckSizes("source", source, bytes);
-  if (status.ok()) status = CheckUnclaimed(first_part, end_part);
-  if (!status.ok()) return Transfer::Completed({status});
-  absl::Span<uint64_t> checksums;
-  if (checksums_ != nullptr) {
-    checksums = absl::MakeSpan(checksums_ + first_part, end_part - first_part);
-    std::fill(checksums.begin(), checksums.end(), 0);  // not known until the copy has ended
-  }
-  const WriteOp op = {extent_, offset, source, space, first_part, checksums};
-  Transfer copy = cache_->backend_->Write({&op, 1}, stream);
-  if (!copy.Done()) copy.Keep(cache_->PinForCopy(slot_, /*into_block=*/true));
-  return copy;
-}
-
-Transfer WriteLease::Write(absl::Span<const ConstBytes> source, MemorySpace space, Stream stream) {
-  return WriteAt(0, bytes_, 0, parts_, source, space, stream);
-}
-
-Transfer WriteLease::WritePart(uint32_t part, absl::Span<const ConstBytes> source,
-                               MemorySpace space, Stream stream) {
-  KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
-  const size_t bytes = bytes_ / parts_;
-  return WriteAt(part * bytes, bytes, part, part + 1, source, space, stream);
 }
 
 // --- Batches

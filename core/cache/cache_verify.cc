@@ -3,10 +3,7 @@
 #include <chrono>
 #include <vector>
 
-#include "kvcache/core/base/check.h"
 #include "kvcache/core/cache/cache.h"
-#include "kvcache/core/copy/checksum.h"
-#include "kvcache/core/storage/host_copy.h"
 #include "kvcache/core/table/block_table.h"
 
 namespace kvcache {
@@ -25,30 +22,6 @@ void Cache::DropIfCorrupt(Slot slot, const absl::Status& copied) {
     }
     return absl::OkStatus();
   }).IgnoreError();
-}
-
-absl::Status ReadLease::Verify() const {
-  absl::Status status;
-  for (uint32_t part = 0; part < parts_ && status.ok(); ++part) status = VerifyPart(part);
-  return status;
-}
-
-absl::Status ReadLease::VerifyPart(uint32_t part) const {
-  KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
-  if (checksums_ == nullptr) {
-    return absl::FailedPreconditionError("the cache keeps no checksums");
-  }
-  if (checksums_[part] == 0) return absl::OkStatus();
-  const size_t bytes = bytes_ / parts_;
-  if (!cache_->host_addressable()) {
-    std::vector<std::byte> copy(bytes);
-    const MutableBytes destination = absl::MakeSpan(copy);
-    return ReadPart(part, {destination}).Wait();
-  }
-  if (ChecksumOf({this->part(part), bytes}) == checksums_[part]) return absl::OkStatus();
-  absl::Status corrupt = CorruptBytes();
-  cache_->DropIfCorrupt(slot_, corrupt);
-  return corrupt;
 }
 
 ReadLease Cache::PinNext(std::vector<bool>* committed) {

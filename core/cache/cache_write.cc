@@ -1,14 +1,11 @@
 // Cache: from Reserve() to Commit().
-#include <functional>
 #include <new>
 #include <utility>
 
-#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/advice/advisor.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/cache/cache.h"
-#include "kvcache/core/copy/checksum.h"
 #include "kvcache/core/table/block_table.h"
 
 namespace kvcache {
@@ -274,128 +271,6 @@ size_t Cache::ReserveMany(const Chain& chain, BlockSize size, const PutOptions& 
     block_options.parent = chain.keys[i];
   }
   return chain.keys.size();
-}
-
-// --- WriteLease
-
-WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
-  if (this == &other) return *this;
-  Abort();
-  cache_ = std::exchange(other.cache_, nullptr);
-  slot_ = other.slot_;
-  extent_ = other.extent_;
-  bytes_ = other.bytes_;
-  parts_ = other.parts_;
-  checksums_ = other.checksums_;
-  return *this;
-}
-
-absl::Status WriteLease::End(WriteEnd end) {
-  if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
-  return std::exchange(cache_, nullptr)
-      ->Change([this, end](BlockTable& table, Nanos now, Removed* removed) {
-        absl::Status status;
-        switch (end) {
-          case WriteEnd::kCommit:
-            status = table.CommitRest(slot_, now, removed);
-            break;
-          case WriteEnd::kSuspend:
-            status = table.Suspend(slot_, now, removed);
-            break;
-          case WriteEnd::kAbort:
-            table.Abort(slot_, now, removed);
-            break;
-        }
-        table.Unpin(slot_, removed);
-        return status;
-      });
-}
-
-void WriteLease::Abort() {
-  if (holds()) End(WriteEnd::kAbort).IgnoreError();  // an abort cannot fail
-}
-
-absl::Status WriteLease::Commit() {
-  if (holds()) SumUnclaimed();
-  return End(WriteEnd::kCommit);
-}
-
-absl::Status WriteLease::Suspend() { return End(WriteEnd::kSuspend); }
-
-bool WriteLease::committed(uint32_t part) const {
-  KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
-  bool committed = false;
-  cache_
-      ->Change([&](BlockTable& table, Nanos, Removed*) {
-        committed = table.Committed(slot_, part);
-        return absl::OkStatus();
-      })
-      .IgnoreError();
-  return committed;
-}
-
-void WriteLease::SumPart(uint32_t part) const {
-  if (checksums_ == nullptr || checksums_[part] != 0 || !cache_->host_addressable()) return;
-  checksums_[part] = ChecksumOf({this->part(part), bytes_ / parts_});
-}
-
-void WriteLease::SumUnclaimed() const {
-  if (checksums_ == nullptr || !cache_->host_addressable()) return;
-  absl::InlinedVector<uint32_t, 64> unclaimed;
-  cache_
-      ->Change([&](BlockTable& table, Nanos, Removed*) {
-        // Of a block that is gone, copies that CommitAfter() did not take may be under way.
-        const bool writing = table.block(slot_).state == Block::State::kWriting;
-        for (uint32_t part = 0; writing && part < parts_; ++part) {
-          if (!table.Claimed(slot_, part)) unclaimed.push_back(part);
-        }
-        return absl::OkStatus();
-      })
-      .IgnoreError();
-  for (uint32_t part : unclaimed) SumPart(part);
-}
-
-absl::Status WriteLease::CommitPart(uint32_t part) {
-  if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
-  absl::Status status =
-      cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
-        return table.ClaimPart(slot_, part, now, removed);
-      });
-  if (!status.ok()) return status;
-  SumPart(part);
-  return cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
-    return table.FinishPart(slot_, part, /*succeeded=*/true, now, removed);
-  });
-}
-
-absl::Status WriteLease::CommitAfter(uint32_t part, Transfer copy) {
-  if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
-  absl::Status status =
-      cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
-        absl::Status status = table.ClaimPart(slot_, part, now, removed);
-        if (status.ok()) table.AwaitCopy(slot_);
-        return status;
-      });
-  if (!status.ok()) return status;
-  // A part that a Write() of this lease copies has its checksum when the copy has ended.
-  std::function<void()> sum = [] {};
-  if (checksums_ != nullptr && cache_->host_addressable()) {
-    sum = [checksum = &checksums_[part], bytes = ConstBytes(this->part(part), bytes_ / parts_)] {
-      if (*checksum == 0) *checksum = ChecksumOf(bytes);
-    };
-  }
-  copy.OnDone([pin = cache_->PinForCopy(slot_), cache = cache_, slot = slot_, part,
-               sum = std::move(sum)](const absl::Status& copied) mutable {
-    if (copied.ok()) sum();
-    cache
-        ->Change([&](BlockTable& table, Nanos now, Removed* removed) {
-          table.FinishCopy(slot, part, copied.ok(), now, removed);
-          return absl::OkStatus();
-        })
-        .IgnoreError();
-    pin.reset();
-  });
-  return absl::OkStatus();
 }
 
 }  // namespace kvcache

@@ -1,0 +1,311 @@
+#include "kvcache/core/cache/lease.h"
+
+#include <algorithm>
+#include <functional>
+#include <utility>
+#include <vector>
+
+#include "absl/container/inlined_vector.h"
+#include "absl/strings/str_cat.h"
+#include "kvcache/core/base/check.h"
+#include "kvcache/core/cache/cache.h"
+#include "kvcache/core/cache/check_sizes.h"
+#include "kvcache/core/copy/checksum.h"
+#include "kvcache/core/storage/host_copy.h"
+#include "kvcache/core/table/block_table.h"
+
+namespace kvcache {
+
+using internal::Block;
+using internal::BlockTable;
+using internal::CheckSizes;
+using internal::Nanos;
+using internal::Removed;
+
+// --- ReadLease
+
+ReadLease& ReadLease::operator=(ReadLease&& other) noexcept {
+  if (this == &other) return *this;
+  Release();
+  cache_ = std::exchange(other.cache_, nullptr);
+  slot_ = other.slot_;
+  extent_ = other.extent_;
+  offset_ = other.offset_;
+  bytes_ = other.bytes_;
+  parts_ = other.parts_;
+  first_part_ = other.first_part_;
+  checksums_ = other.checksums_;
+  return *this;
+}
+
+void ReadLease::Release() {
+  if (cache_ != nullptr) std::exchange(cache_, nullptr)->Release(slot_);
+}
+
+absl::Status ReadLease::ReleaseAfter(Stream stream) {
+  KVCACHE_CHECK(holds(), "the lease holds nothing");
+  const Transfer work = cache_->backend_->After(stream);
+  if (work.Done()) {
+    if (absl::Status status = work.Wait(); !status.ok()) return status;
+  } else {
+    work.Keep(cache_->PinForCopy(slot_));
+  }
+  Release();
+  return absl::OkStatus();
+}
+
+const std::byte* ReadLease::data() const {
+  if (cache_ == nullptr) return nullptr;
+  const std::byte* block = cache_->backend_->Address(extent_);
+  return block == nullptr ? nullptr : block + offset_;
+}
+
+const std::byte* ReadLease::part(uint32_t part) const {
+  KVCACHE_CHECK(part < parts_, "part ", part, " of ", parts_);
+  const std::byte* first = data();
+  return first == nullptr ? nullptr : first + part * (bytes_ / parts_);
+}
+
+Transfer ReadLease::ReadOps(absl::Span<const ReadOp> ops, size_t bytes_each, Stream stream) const {
+  for (const ReadOp& op : ops) {
+    absl::Status status = CheckSizes("destination", op.destination, bytes_each);
+    if (!status.ok()) {
+      return Transfer::Completed(std::vector<absl::Status>(ops.size(), std::move(status)));
+    }
+  }
+  Transfer copies = cache_->backend_->Read(ops, stream);
+  if (!copies.Done()) copies.Keep(cache_->PinForCopy(slot_));
+  copies.OnOpDone([cache = cache_, slot = slot_](size_t, const absl::Status& status) {
+    cache->DropIfCorrupt(slot, status);
+  });
+  cache_->CountRead(slot_, ops.size() * bytes_each);
+  return copies;
+}
+
+Transfer ReadLease::Read(absl::Span<const MutableBytes> destination, MemorySpace space,
+                         Stream stream) const {
+  KVCACHE_CHECK(holds(), "the lease holds nothing");
+  const ReadOp op = {extent_, offset_, destination, space, first_part_, ChecksumsOf(0, parts_)};
+  return ReadOps({&op, 1}, bytes_, stream);
+}
+
+Transfer ReadLease::ReadPart(uint32_t part, absl::Span<const MutableBytes> destination,
+                             MemorySpace space, Stream stream) const {
+  KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
+  const size_t bytes = bytes_ / parts_;
+  const ReadOp op = {extent_, offset_ + part * bytes, destination, space,
+                     part,    ChecksumsOf(part, 1)};
+  return ReadOps({&op, 1}, bytes, stream);
+}
+
+Transfer ReadLease::ReadParts(absl::Span<const absl::Span<const MutableBytes>> destinations,
+                              MemorySpace space, Stream stream) const {
+  KVCACHE_CHECK(holds() && destinations.size() == parts_, destinations.size(), " destinations of ",
+                parts_, " parts");
+  const size_t bytes = bytes_ / parts_;
+  absl::InlinedVector<ReadOp, 64> ops;
+  for (uint32_t part = 0; part < parts_; ++part) {
+    ops.push_back(
+        {extent_, offset_ + part * bytes, destinations[part], space, part, ChecksumsOf(part, 1)});
+  }
+  return ReadOps(ops, bytes, stream);
+}
+
+absl::Status ReadLease::Verify() const {
+  absl::Status status;
+  for (uint32_t part = 0; part < parts_ && status.ok(); ++part) status = VerifyPart(part);
+  return status;
+}
+
+absl::Status ReadLease::VerifyPart(uint32_t part) const {
+  KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
+  if (checksums_ == nullptr) {
+    return absl::FailedPreconditionError("the cache keeps no checksums");
+  }
+  if (checksums_[part] == 0) return absl::OkStatus();
+  const size_t bytes = bytes_ / parts_;
+  if (!cache_->host_addressable()) {
+    std::vector<std::byte> copy(bytes);
+    const MutableBytes destination = absl::MakeSpan(copy);
+    return ReadPart(part, {destination}).Wait();
+  }
+  if (ChecksumOf({this->part(part), bytes}) == checksums_[part]) return absl::OkStatus();
+  absl::Status corrupt = CorruptBytes();
+  cache_->DropIfCorrupt(slot_, corrupt);
+  return corrupt;
+}
+
+// --- WriteLease
+
+std::byte* WriteLease::data() const {
+  return cache_ == nullptr ? nullptr : cache_->backend_->Address(extent_);
+}
+
+std::byte* WriteLease::part(uint32_t part) const {
+  KVCACHE_CHECK(part < parts_, "part ", part, " of ", parts_);
+  std::byte* first = data();
+  return first == nullptr ? nullptr : first + part * (bytes_ / parts_);
+}
+
+absl::Status WriteLease::CheckUnclaimed(uint32_t first_part, uint32_t end_part) const {
+  return cache_->Change([&](BlockTable& table, Nanos, Removed*) {
+    for (uint32_t part = first_part; part < end_part; ++part) {
+      if (!table.Claimed(slot_, part)) continue;
+      return absl::FailedPreconditionError(
+          absl::StrCat("part ", part, " was committed, or given to CommitAfter(), before"));
+    }
+    return absl::OkStatus();
+  });
+}
+
+Transfer WriteLease::WriteAt(size_t offset, size_t bytes, uint32_t first_part, uint32_t end_part,
+                             absl::Span<const ConstBytes> source, MemorySpace space,
+                             Stream stream) {
+  KVCACHE_CHECK(holds() && first_part < end_part && end_part <= parts_, "parts ", first_part,
+                " to ", end_part, " of ", parts_);
+  absl::Status status = CheckSizes("source", source, bytes);
+  if (status.ok()) status = CheckUnclaimed(first_part, end_part);
+  if (!status.ok()) return Transfer::Completed({status});
+  absl::Span<uint64_t> checksums;
+  if (checksums_ != nullptr) {
+    checksums = absl::MakeSpan(checksums_ + first_part, end_part - first_part);
+    std::fill(checksums.begin(), checksums.end(), 0);  // not known until the copy has ended
+  }
+  const WriteOp op = {extent_, offset, source, space, first_part, checksums};
+  Transfer copy = cache_->backend_->Write({&op, 1}, stream);
+  if (!copy.Done()) copy.Keep(cache_->PinForCopy(slot_, /*into_block=*/true));
+  return copy;
+}
+
+Transfer WriteLease::Write(absl::Span<const ConstBytes> source, MemorySpace space, Stream stream) {
+  return WriteAt(0, bytes_, 0, parts_, source, space, stream);
+}
+
+Transfer WriteLease::WritePart(uint32_t part, absl::Span<const ConstBytes> source,
+                               MemorySpace space, Stream stream) {
+  KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
+  const size_t bytes = bytes_ / parts_;
+  return WriteAt(part * bytes, bytes, part, part + 1, source, space, stream);
+}
+
+WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
+  if (this == &other) return *this;
+  Abort();
+  cache_ = std::exchange(other.cache_, nullptr);
+  slot_ = other.slot_;
+  extent_ = other.extent_;
+  bytes_ = other.bytes_;
+  parts_ = other.parts_;
+  checksums_ = other.checksums_;
+  return *this;
+}
+
+absl::Status WriteLease::End(WriteEnd end) {
+  if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
+  return std::exchange(cache_, nullptr)
+      ->Change([this, end](BlockTable& table, Nanos now, Removed* removed) {
+        absl::Status status;
+        switch (end) {
+          case WriteEnd::kCommit:
+            status = table.CommitRest(slot_, now, removed);
+            break;
+          case WriteEnd::kSuspend:
+            status = table.Suspend(slot_, now, removed);
+            break;
+          case WriteEnd::kAbort:
+            table.Abort(slot_, now, removed);
+            break;
+        }
+        table.Unpin(slot_, removed);
+        return status;
+      });
+}
+
+void WriteLease::Abort() {
+  if (holds()) End(WriteEnd::kAbort).IgnoreError();  // an abort cannot fail
+}
+
+absl::Status WriteLease::Commit() {
+  if (holds()) SumUnclaimed();
+  return End(WriteEnd::kCommit);
+}
+
+absl::Status WriteLease::Suspend() { return End(WriteEnd::kSuspend); }
+
+bool WriteLease::committed(uint32_t part) const {
+  KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
+  bool committed = false;
+  cache_
+      ->Change([&](BlockTable& table, Nanos, Removed*) {
+        committed = table.Committed(slot_, part);
+        return absl::OkStatus();
+      })
+      .IgnoreError();
+  return committed;
+}
+
+void WriteLease::SumPart(uint32_t part) const {
+  if (checksums_ == nullptr || checksums_[part] != 0 || !cache_->host_addressable()) return;
+  checksums_[part] = ChecksumOf({this->part(part), bytes_ / parts_});
+}
+
+void WriteLease::SumUnclaimed() const {
+  if (checksums_ == nullptr || !cache_->host_addressable()) return;
+  absl::InlinedVector<uint32_t, 64> unclaimed;
+  cache_
+      ->Change([&](BlockTable& table, Nanos, Removed*) {
+        // Of a block that is gone, copies that CommitAfter() did not take may be under way.
+        const bool writing = table.block(slot_).state == Block::State::kWriting;
+        for (uint32_t part = 0; writing && part < parts_; ++part) {
+          if (!table.Claimed(slot_, part)) unclaimed.push_back(part);
+        }
+        return absl::OkStatus();
+      })
+      .IgnoreError();
+  for (uint32_t part : unclaimed) SumPart(part);
+}
+
+absl::Status WriteLease::CommitPart(uint32_t part) {
+  if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
+  absl::Status status =
+      cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
+        return table.ClaimPart(slot_, part, now, removed);
+      });
+  if (!status.ok()) return status;
+  SumPart(part);
+  return cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
+    return table.FinishPart(slot_, part, /*succeeded=*/true, now, removed);
+  });
+}
+
+absl::Status WriteLease::CommitAfter(uint32_t part, Transfer copy) {
+  if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
+  absl::Status status =
+      cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
+        absl::Status status = table.ClaimPart(slot_, part, now, removed);
+        if (status.ok()) table.AwaitCopy(slot_);
+        return status;
+      });
+  if (!status.ok()) return status;
+  // A part that a Write() of this lease copies has its checksum when the copy has ended.
+  std::function<void()> sum = [] {};
+  if (checksums_ != nullptr && cache_->host_addressable()) {
+    sum = [checksum = &checksums_[part], bytes = ConstBytes(this->part(part), bytes_ / parts_)] {
+      if (*checksum == 0) *checksum = ChecksumOf(bytes);
+    };
+  }
+  copy.OnDone([pin = cache_->PinForCopy(slot_), cache = cache_, slot = slot_, part,
+               sum = std::move(sum)](const absl::Status& copied) mutable {
+    if (copied.ok()) sum();
+    cache
+        ->Change([&](BlockTable& table, Nanos now, Removed* removed) {
+          table.FinishCopy(slot, part, copied.ok(), now, removed);
+          return absl::OkStatus();
+        })
+        .IgnoreError();
+    pin.reset();
+  });
+  return absl::OkStatus();
+}
+
+}  // namespace kvcache
