@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/advice/advisor.h"
 #include "kvcache/core/base/check.h"
+#include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/table/block_table.h"
 
 namespace kvcache {
@@ -88,11 +89,15 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
       clock_(*options.clock),
       slots_(max_blocks),
       default_ttl_(internal::LengthOf(options.default_ttl)),
-      table_(std::make_unique<internal::BlockTable>(
-          capacity_bytes, backend_->traits().alignment, max_blocks,
-          options.checksums && backend_->traits().stores_bytes, *policy_)) {
+      keeps_checksums_(options.checksums && backend_->traits().stores_bytes),
+      table_(std::make_unique<internal::BlockTable>(capacity_bytes, backend_->traits().alignment,
+                                                    max_blocks, keeps_checksums_, *policy_)) {
+  internal::BlockTable::Supplies supplies;
   MutexLock lock(mu_);
-  table_->AddNamespace("");
+  table_->Lacks({.blocks = 1, .namespaces = 1}, &supplies);
+  supplies.Make();
+  table_->Add(std::move(supplies));
+  table_->namespaces().Add(BlockKey(), &*models_.emplace().first);
 }
 
 Cache::~Cache() {
@@ -123,17 +128,69 @@ void Cache::Fail(const absl::Status& status) {
   Clear();
 }
 
+bool Cache::LockSupplied(size_t blocks, size_t pins, size_t namespaces) {
+  for (;;) {
+    BlockTable::Supplies supplies;
+    mu_.Lock();
+    if (ABSL_PREDICT_TRUE(!table_->Lacks({blocks, pins, namespaces}, &supplies))) return true;
+    mu_.Unlock();
+    try {
+      supplies.Make();
+    } catch (const std::bad_alloc&) {
+      return false;
+    }
+    MutexLock lock(mu_);
+    table_->Add(std::move(supplies));
+  }
+}
+
 absl::StatusOr<NamespaceId> Cache::Register(const Namespace& ns) {
-  absl::StatusOr<BlockKey> root = RootKey(ns);
-  if (!root.ok()) return root.status();
+  return internal::WithoutThrowing([&]() -> absl::StatusOr<NamespaceId> {
+    absl::StatusOr<BlockKey> root = RootKey(ns);
+    if (!root.ok()) return root.status();
+    MutexLock names(names_mu_);
+    ForgetDeparted();
+    const std::string* model = &*models_.insert(ns.model).first;
+    NamespaceId& id = ids_.try_emplace(*root, NamespaceId::kDefault).first->second;
+    if (!LockSupplied(0, 0, 1)) return internal::NoMemory();
+    MutexLock lock(mu_, AdoptLock());
+    internal::Namespaces& namespaces = table_->namespaces();
+    if (id != NamespaceId::kDefault && namespaces.Knows(id)) {
+      namespaces.Hold(id);
+    } else if (namespaces.records().spare() == 0) {
+      return absl::ResourceExhaustedError("there are too many namespaces");
+    } else {
+      id = namespaces.Add(*root, model);
+    }
+    return id;
+  });
+}
+
+void Cache::Unregister(NamespaceId ns) {
   MutexLock lock(mu_);
-  const auto [it, added] = ids_.try_emplace(*root, NamespaceId::kDefault);
-  if (added) it->second = table_->AddNamespace(ns.model);
-  return it->second;
+  if (ns != NamespaceId::kDefault && table_->Knows(ns)) table_->namespaces().Unhold(ns);
+}
+
+void Cache::ForgetDeparted() {
+  constexpr size_t kSome = 64;
+  BlockKey roots[kSome];
+  for (size_t taken = kSome; taken == kSome;) {
+    MutexLock lock(mu_);
+    taken = table_->namespaces().TakeDeparted(roots);
+    for (const BlockKey& root : absl::MakeConstSpan(roots, taken)) {
+      const auto found = ids_.find(root);
+      if (found != ids_.end() && !table_->Knows(found->second)) ids_.erase(found);
+    }
+  }
+}
+
+size_t Cache::capacity_bytes() const {
+  MutexLock lock(mu_);
+  return table_->budget().capacity();
 }
 
 absl::Status Cache::UnknownNamespace(absl::string_view argument, NamespaceId ns) {
-  return absl::InvalidArgumentError(absl::StrCat(argument, ": ", static_cast<uint32_t>(ns),
+  return absl::InvalidArgumentError(absl::StrCat(argument, ": ", static_cast<uint64_t>(ns),
                                                  " was not registered with this cache"));
 }
 
@@ -192,8 +249,9 @@ absl::StatusOr<ReadLease> Cache::GetOne(NamespaceId ns, const BlockKey& key,
   ReadLease lease;
   absl::Status status;
   Nanos now;
+  if (!LockSupplied(0, 1, 0)) return internal::NoMemory();
   {
-    MutexLock lock(mu_);
+    MutexLock lock(mu_, AdoptLock());
     if (!table_->Knows(ns)) return UnknownNamespace("ns", ns);
     now = Now();
     status = PinFound(ns, table_->FindOrRemove(key, now, &removed), part, now, &lease);
@@ -224,8 +282,9 @@ size_t Cache::GetMany(NamespaceId ns, absl::Span<const BlockKey> keys,
   for (size_t i = 0; i < keys.size();) {
     const size_t end = std::min(i + kBlocksPerLock, keys.size());
     Removed removed;
+    if (!LockSupplied(0, end - i, 0)) return hits;
     {
-      MutexLock lock(mu_);
+      MutexLock lock(mu_, AdoptLock());
       if (!table_->Knows(ns)) return 0;
       now = Now();
       while (i < end) {
@@ -289,22 +348,28 @@ absl::Status Cache::Change(absl::FunctionRef<absl::Status(BlockTable&, Nanos, Re
 
 // --- Removing and upkeep
 
-void Cache::Free(Removed& removed) {
+void Cache::Free(const Removed& removed) {
   if (!removed.empty()) FreeAll(removed);
 }
 
-void Cache::FreeAll(Removed& removed) {
-  while (!removed.empty()) {
-    for (const Extent& extent : removed.extents) backend_->Free(extent);
+void Cache::FreeAll(const Removed& removed) {
+  bool more = FreeSome(removed);
+  while (more) {
     Removed below;
     {
       MutexLock lock(mu_);
-      table_->Freed(removed);
-      if (removed.more) table_->RemoveRetired(kBlocksPerLock, &below);
-      changed_.NotifyAll();
+      table_->RemoveRetired(kBlocksPerLock, &below);
     }
-    removed = std::move(below);
+    more = FreeSome(below);
   }
+}
+
+bool Cache::FreeSome(const Removed& removed) {
+  for (const Extent& extent : removed.extents()) backend_->Free(extent);
+  MutexLock lock(mu_);
+  table_->Freed(removed);
+  changed_.NotifyAll();
+  return removed.more;
 }
 
 bool Cache::Erase(const BlockKey& key) {
@@ -325,30 +390,32 @@ size_t Cache::EraseNamespace(NamespaceId ns) {
     if (!table_->Knows(ns)) return 0;
     erased = table_->StartErase(ns);
   }
-  FinishErase(ns);
+  const uint32_t number = internal::Namespaces::NumberOf(ns);
+  FinishErase(number, number + 1);
   return erased;
 }
 
-void Cache::FinishErase(NamespaceId ns) {
-  bool more = true;
-  while (more) {
+void Cache::FinishErase(uint32_t first, uint32_t end) {
+  while (first < end) {
     Removed removed;
     {
       MutexLock lock(mu_);
-      more = table_->ContinueErase(ns, kBlocksPerLock, &removed);
+      for (size_t steps = 0; first < end && steps < kBlocksPerLock && !removed.full(); ++steps) {
+        if (!table_->ContinueErase(first, 1, &removed)) ++first;
+      }
     }
     Free(removed);
   }
 }
 
 void Cache::Clear() {
-  size_t namespaces;
+  uint32_t namespaces;
   {
     MutexLock lock(mu_);
-    namespaces = table_->namespaces();
-    for (size_t id = 0; id < namespaces; ++id) table_->StartErase(static_cast<NamespaceId>(id));
+    table_->StartClear();
+    namespaces = table_->namespaces().records().used();
   }
-  for (size_t id = 0; id < namespaces; ++id) FinishErase(static_cast<NamespaceId>(id));
+  FinishErase(0, namespaces);
 }
 
 absl::StatusOr<size_t> Cache::Extend(const Chain& chain, absl::Duration ttl) {
@@ -369,33 +436,45 @@ absl::Status Cache::Resize(size_t capacity_bytes) {
                                                    ", expected from ", traits.alignment, " to ",
                                                    traits.capacity_bytes, ", the backend's"));
   }
-  MutexLock resize_lock(resize_mu_);
+  absl::Status status = internal::WithoutThrowing([&] { return ResizeInSteps(capacity_bytes); });
+  if (status.ok() && advisor_ != nullptr) {
+    const CacheCounters counters = stats().counters;
+    advisor_->SetCapacity(capacity_bytes, {counters.block_lookups, counters.block_hits});
+  }
+  return status;
+}
+
+absl::Status Cache::ResizeInSteps(size_t capacity_bytes) {
+  MutexLock turn(steps_mu_);
+  const auto wanted = [capacity_bytes](const internal::Budget& budget) {
+    return budget.charged() - std::min(budget.charged(), capacity_bytes);
+  };
   for (;;) {
     Removed removed;
-    bool fits;
     {
       MutexLock lock(mu_);
-      fits = table_->Shrink(capacity_bytes, Now(), &removed);
-      if (!fits && removed.empty()) {
-        if (!RoomComes()) {
-          return absl::ResourceExhaustedError(absl::StrCat("capacity_bytes: ", capacity_bytes,
-                                                           " is not enough for what is leased"));
-        }
-        changed_.Wait(mu_);
+      if (wanted(table_->budget()) == 0) {
+        table_->SetCapacity(capacity_bytes);
+        return absl::OkStatus();
       }
+      table_->EndPriorities(Now());
+      if (table_->HasExpired(Now())) table_->RemoveExpired(kBlocksPerLock, Now(), &removed);
     }
-    Free(removed);
-    if (!fits) continue;
-    CacheCounters counters;
-    {
-      MutexLock lock(mu_);
-      table_->SetCapacity(capacity_bytes);
-      counters = table_->Stats(Now()).counters;
+    if (!removed.empty()) {
+      Free(removed);
+      continue;
     }
-    if (advisor_ != nullptr) {
-      advisor_->SetCapacity(capacity_bytes, {counters.block_lookups, counters.block_hits});
+    if (EvictInSteps({}, std::nullopt, wanted, capacity_bytes, nullptr) ==
+        BlockTable::Room::kMade) {
+      continue;
     }
-    return absl::OkStatus();
+    MutexLock lock(mu_);
+    if (!RoomComes()) {
+      table_->budget().Limit(table_->budget().capacity());
+      return absl::ResourceExhaustedError(
+          absl::StrCat("capacity_bytes: ", capacity_bytes, " is not enough for what is leased"));
+    }
+    changed_.Wait(mu_);
   }
 }
 
@@ -415,10 +494,34 @@ void Cache::Drain() {
 
 CacheStats Cache::stats() const {
   CacheStats stats;
-  {
+  std::vector<const std::string*> models;
+  uint32_t number = 0;
+  uint32_t namespaces = 0;
+  do {
+    // Nothing is allocated under the lock.
+    models.reserve(models.size() + kBlocksPerLock);
+    stats.namespaces.reserve(models.capacity());
     MutexLock lock(mu_);
-    stats = table_->Stats(Now());
+    if (number == 0) stats = table_->Stats(Now(), std::move(stats.namespaces));
+    namespaces = table_->namespaces().records().used();
+    for (size_t i = 0; i < kBlocksPerLock && number < namespaces; ++i, ++number) {
+      const internal::NamespaceRecord& record = table_->namespaces()[number];
+      if (record.model == nullptr) continue;
+      models.push_back(record.model);
+      NamespaceStats& ns = stats.namespaces.emplace_back();
+      ns.id = static_cast<uint64_t>(table_->namespaces().IdOf(number));
+      ns.counters = internal::Namespaces::CountersOf(record);
+      ns.usage = table_->namespaces().UsageOf(record);
+    }
+  } while (number < namespaces);
+  const size_t bytes_in_use = stats.usage.bytes_in_use;
+  for (size_t i = 0; i < models.size(); ++i) {
+    NamespaceStats& ns = stats.namespaces[i];
+    ns.model = *models[i];
+    stats.counters += ns.counters;
+    stats.usage += ns.usage;
   }
+  stats.usage.bytes_in_use = bytes_in_use;
   if (advisor_ != nullptr) {
     stats.advice = advisor_->Advise({stats.counters.block_lookups, stats.counters.block_hits});
   }

@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -32,7 +34,9 @@ namespace kvcache {
 namespace internal {
 class Advisor;
 class BlockTable;
-struct Removed;
+class Budget;
+class Removed;
+enum class Room : uint8_t;
 using Nanos = int64_t;
 }  // namespace internal
 
@@ -80,9 +84,14 @@ class Cache {
 
   const BackendTraits& backend_traits() const { return backend_->traits(); }
 
-  // An id for statistics and EraseNamespace(); the same for an equal namespace. Ids are never taken
-  // back. Errors: those of Namespace::Validate().
+  size_t capacity_bytes() const;
+
+  // An id for statistics and EraseNamespace(); the same for an equal namespace. Each call is to be
+  // answered by an Unregister(); when nobody holds a namespace any more and its last block has
+  // gone, its id is unknown and its memory used for others, and what it has counted stays in the
+  // sums. Errors: those of Namespace::Validate(); kResourceExhausted when 4 million are registered.
   absl::StatusOr<NamespaceId> Register(const Namespace& ns);
+  void Unregister(NamespaceId ns);
 
   // --- Reading. A miss is kNotFound without a message; a block that is being written is
   // kUnavailable without a message. An unknown namespace id is kInvalidArgument, or a miss where
@@ -140,12 +149,14 @@ class Cache {
                                      const PutOptions& options = {});
 
   // Reserves the blocks of a chain, each the child of the one before; the first the child of
-  // options.parent. Result i is that of keys[i]; a block that exists does not stop it, any other
-  // refusal does. Returns the number of results written: chain.keys.size(), or the index of the
-  // refusal plus 1. chain.ns counts, not options.ns. All blocks have this size: a
-  // short last one needs a Reserve() of its own. REQUIRES: as many results as keys.
-  size_t ReserveMany(const Chain& chain, BlockSize size, const PutOptions& options,
-                     absl::Span<absl::StatusOr<WriteLease>> results);
+  // options.parent. Result i is that of keys[i]; a block that exists or that somebody is writing
+  // does not stop it, any other refusal does. Returns the number of results written:
+  // chain.keys.size(), or the index of the refusal plus 1. chain.ns counts, not options.ns. `sizes`
+  // has one for each key, or a single one for all; options.recompute_cost is that of a block of the
+  // first size, and that of others in proportion. Takes the lock at most a few times for 256
+  // blocks. REQUIRES: as many results as keys.
+  size_t ReserveMany(const Chain& chain, absl::Span<const BlockSize> sizes,
+                     const PutOptions& options, absl::Span<absl::StatusOr<WriteLease>> results);
 
   // Reserve, Write, Commit; waits for the copy. Errors: those of Reserve, kInvalidArgument when the
   // sizes of `source` do not add up to size.bytes, kFailedPrecondition when the block is partial
@@ -219,17 +230,42 @@ class Cache {
 
   absl::StatusOr<WriteLease> ReserveBlock(const BlockKey& key, BlockSize size,
                                           const PutOptions& options, ReserveMode mode);
-  // A lease without an extent, unless it resumes a block. Sets `room_comes` when it is refused for
-  // want of room that another thread is about to free.
-  absl::StatusOr<WriteLease> ReserveLocked(const BlockKey& key, BlockSize size,
-                                           const PutOptions& options, ReserveMode mode,
-                                           EntryInfo* incoming, bool* room_comes,
-                                           internal::Removed* removed)
+  struct Reservation;
+  absl::Status StatusOf(const Reservation& reservation) const;
+  // Decides them one by one, up to the first that does not go on; with extents.
+  void ReserveEach(absl::Span<Reservation> reservations);
+  enum class Locked {
+    kDecided,
+    kRetry,       // after what was removed is free
+    kWait,        // for room that another thread is about to free
+    kStepByStep,  // ReserveInSteps()
+  };
+  // A reservation without an extent, unless it resumes a block.
+  Locked ReserveLocked(Reservation* reservation, internal::Removed* removed)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Makes room that takes many holds of the lock, and leaves the decision to ReserveLocked(),
+  // unless there is none.
+  void ReserveInSteps(Reservation* reservation);
+  absl::Status ResizeInSteps(size_t capacity_bytes);
+  // Evicts `wanted` bytes, or nothing but what was chosen when others took some of it. Once it has
+  // chosen what suffices, `limit` holds for newcomers. With `credit`, what is evicted stays charged
+  // and is added to it.
+  internal::Room EvictInSteps(const EntryInfo& incoming, const std::optional<BlockKey>& parent,
+                              absl::FunctionRef<size_t(const internal::Budget&)> wanted,
+                              std::optional<size_t> limit, size_t* credit)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_mu_);
+  void SetStepping(bool stepping);
+  void GiveExtents(absl::Span<Reservation> reservations);
   // Must come before a Reserve() with a priority other than 0.
   absl::Status UsePriority(uint16_t priority);
-  absl::StatusOr<Extent> AllocateExtent(size_t bytes, size_t evicted, const EntryInfo& incoming,
-                                        NamespaceId ns);
+  absl::StatusOr<Extent> AllocateExtent(const Reservation& reservation);
+
+  // Locks mu_ when the table has the memory for so many new blocks, pins and namespaces, which it
+  // gets without the lock; false, without the lock, when there is none.
+  bool LockSupplied(size_t blocks, size_t pins, size_t namespaces)
+      ABSL_EXCLUSIVE_TRYLOCK_FUNCTION(true, mu_);
+  // Forgets the ids of namespaces that were given back, so that their numbers can be used again.
+  void ForgetDeparted() ABSL_EXCLUSIVE_LOCKS_REQUIRED(names_mu_);
 
   // Drops a pinned block when a copy out of it found that its bytes have changed.
   void DropIfCorrupt(Slot slot, const absl::Status& copied);
@@ -276,9 +312,11 @@ class Cache {
       absl::FunctionRef<absl::Status(internal::BlockTable&, internal::Nanos, internal::Removed*)>
           change);
   // Frees, without the lock, what was removed under it, and what hangs below that.
-  void Free(internal::Removed& removed);
-  void FreeAll(internal::Removed& removed);
-  void FinishErase(NamespaceId ns);
+  void Free(const internal::Removed& removed);
+  void FreeAll(const internal::Removed& removed);
+  bool FreeSome(const internal::Removed& removed);
+  // Removes what is erased in the namespaces [first, end), by their numbers.
+  void FinishErase(uint32_t first, uint32_t end);
 
   // The backend has failed for good.
   void Fail(const absl::Status& status);
@@ -298,15 +336,19 @@ class Cache {
   const Clock& clock_;
   const size_t slots_;
   const internal::Nanos default_ttl_;
+  const bool keeps_checksums_;
   std::unique_ptr<internal::Advisor> advisor_;  // nullptr: no advice; set by Create()
 
-  Mutex resize_mu_;  // before mu_: one Resize at a time
+  Mutex steps_mu_;  // before mu_: one EvictInSteps() at a time
+  Mutex names_mu_;  // before mu_
   mutable Mutex mu_;
   CondVar changed_;  // bytes were freed, or a copy has ended
   const std::unique_ptr<internal::BlockTable> table_ ABSL_PT_GUARDED_BY(mu_);
-  absl::flat_hash_map<BlockKey, NamespaceId> ids_ ABSL_GUARDED_BY(mu_);  // by root key
-  size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;                            // copies that hold pins
-  absl::Status failed_ ABSL_GUARDED_BY(mu_);                             // why the backend has
+  std::set<std::string> models_ ABSL_GUARDED_BY(names_mu_);                    // never shrinks
+  absl::flat_hash_map<BlockKey, NamespaceId> ids_ ABSL_GUARDED_BY(names_mu_);  // by root key
+  bool stepping_ ABSL_GUARDED_BY(mu_) = false;  // some blocks are chosen and may be taken back
+  size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;   // copies that hold pins
+  absl::Status failed_ ABSL_GUARDED_BY(mu_);    // why the backend has
 
   // Scrubbing. Its lock comes before mu_.
   Mutex scrub_mu_;

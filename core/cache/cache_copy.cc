@@ -8,6 +8,7 @@
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/advice/advisor.h"
+#include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/cache/cache.h"
 #include "kvcache/core/cache/check_sizes.h"
 #include "kvcache/core/table/block_table.h"
@@ -88,7 +89,7 @@ std::shared_ptr<void> Cache::PinForCopy(Slot slot, bool into_block) {
 
 void Cache::CountRead(Slot slot, size_t bytes) {
   MutexLock lock(mu_);
-  table_->counters(table_->block(slot).ns).bytes_read += bytes;
+  table_->CountersOf(table_->block(slot)).bytes_read += bytes;
 }
 
 Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) {
@@ -98,8 +99,12 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
   for (size_t i = 0; i < requests.size();) {
     const size_t end = std::min(i + internal::kBlocksPerLock, requests.size());
     Removed removed;
+    if (!LockSupplied(0, end - i, 0)) {
+      std::fill(results.begin() + i, results.end(), internal::NoMemory());
+      break;
+    }
     {
-      MutexLock lock(mu_);
+      MutexLock lock(mu_, AdoptLock());
       now = Now();
       for (; i < end; ++i) {
         const ReadRequest& request = requests[i];

@@ -123,8 +123,9 @@ PrefixMatch Cache::Match(const Chain& chain) {
   do {
     const size_t end = std::min(match.blocks.size() + kBlocksPerLock, blocks);
     Removed removed;
+    if (!LockSupplied(0, end - match.blocks.size(), 0)) break;
     {
-      MutexLock lock(mu_);
+      MutexLock lock(mu_, AdoptLock());
       if (!table_->Knows(chain.ns)) break;
       now = Now();
       CacheCounters& counters = table_->counters(chain.ns);

@@ -28,7 +28,8 @@ ReadLease Cache::PinNext(std::vector<bool>* committed) {
   ReadLease lease;
   bool more = true;
   while (more && !lease.holds()) {
-    MutexLock lock(mu_);
+    if (!LockSupplied(0, 1, 0)) return lease;
+    MutexLock lock(mu_, AdoptLock());
     if (stopping_) return lease;
     const Nanos now = Now();
     const Slot slot = table_->NextVisible(next_scrubbed_, kBlocksPerLock, now, &next_scrubbed_);

@@ -1,10 +1,14 @@
-// Cache: from Reserve() to Commit().
+// Cache: from Reserve() to a WriteLease.
+#include <algorithm>
 #include <new>
 #include <utility>
+#include <vector>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/advice/advisor.h"
 #include "kvcache/core/base/check.h"
+#include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/cache/cache.h"
 #include "kvcache/core/table/block_table.h"
 
@@ -12,6 +16,7 @@ namespace kvcache {
 
 using internal::Block;
 using internal::BlockTable;
+using internal::kBlocksPerLock;
 using internal::Nanos;
 using internal::Removed;
 
@@ -55,6 +60,101 @@ absl::Status CheckPut(const BlockKey& key, BlockSize size, const PutOptions& opt
 
 }  // namespace
 
+// One block to reserve, and what became of it.
+struct Cache::Reservation {
+  enum class Outcome {
+    kOpen,
+    kReserved,
+    kFailed,  // the backend, for good
+    kUnknownNamespace,
+    kTooLarge,
+    kExists,
+    kBeingWritten,
+    kPartial,    // and may not be resumed
+    kOtherSize,  // of a partial block: found_size
+    kNoParent,
+    kParentElsewhere,
+    kRefusedByPolicy,
+    kNoRoom,
+    kNoSlot,
+    kNoExtent,  // `status` says why
+    kNoMemory,
+  };
+  // Whether the next block of a prompt can be reserved, too.
+  bool GoesOn() const {
+    return outcome == Outcome::kReserved || outcome == Outcome::kExists ||
+           outcome == Outcome::kBeingWritten;
+  }
+
+  BlockKey key;
+  BlockSize size;
+  PutOptions options;
+  ReserveMode mode = ReserveMode::kNewOrPartial;
+  BlockTable::PartMemory memory;
+
+  Outcome outcome = Outcome::kOpen;
+  BlockSize found_size = {};
+  EntryInfo incoming = {};  // with bytes once it was asked whether there is room
+  size_t credit = 0;        // charged for it already
+  size_t evicted = 0;       // bytes, for it
+  absl::Status status = absl::OkStatus();
+  WriteLease lease = {};
+};
+
+absl::Status Cache::StatusOf(const Reservation& reservation) const {
+  using Outcome = Reservation::Outcome;
+  const BlockSize size = reservation.size;
+  switch (reservation.outcome) {
+    case Outcome::kReserved:
+      return absl::OkStatus();
+    case Outcome::kFailed: {
+      MutexLock lock(mu_);
+      return failed_;
+    }
+    case Outcome::kUnknownNamespace:
+      return UnknownNamespace("options.ns", reservation.options.ns);
+    case Outcome::kTooLarge:
+      return absl::InvalidArgumentError(absl::StrCat("size.bytes: ", size.bytes,
+                                                     " is more than the capacity of the cache, ",
+                                                     capacity_bytes()));
+    case Outcome::kExists:
+      return absl::AlreadyExistsError("");
+    case Outcome::kBeingWritten:
+      return absl::UnavailableError("");
+    case Outcome::kPartial:
+      return absl::FailedPreconditionError("the block is partial: Reserve() resumes it");
+    case Outcome::kOtherSize:
+      return absl::InvalidArgumentError(absl::StrCat(
+          "size: ", size.bytes, " bytes in ", size.parts, " parts, but the partial block has ",
+          reservation.found_size.bytes, " bytes in ", reservation.found_size.parts, " parts"));
+    case Outcome::kNoParent:
+      return absl::NotFoundError(
+          absl::StrCat("options.parent: ", reservation.options.parent->ToHex(),
+                       " is neither resident nor being written"));
+    case Outcome::kParentElsewhere:
+      return absl::InvalidArgumentError(absl::StrCat(
+          "options.parent: ", reservation.options.parent->ToHex(), " is of another namespace"));
+    case Outcome::kRefusedByPolicy:
+      return absl::PermissionDeniedError(
+          absl::StrCat("the policy ", policy_->name(), " refuses the block"));
+    case Outcome::kNoRoom:
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no room for ", size.bytes, " bytes: of the capacity of ", capacity_bytes(),
+                       ", what is not free is leased or has children"));
+    case Outcome::kNoSlot:
+      return absl::ResourceExhaustedError(
+          absl::StrCat("no room for one more block: of max_blocks, ", slots_,
+                       ", all are leased or have children"));
+    case Outcome::kNoExtent:
+      return reservation.status;
+    case Outcome::kNoMemory:
+      return internal::NoMemory();
+    case Outcome::kOpen:
+      break;
+  }
+  return absl::InternalError("a reservation that was not decided");
+}
+
 absl::StatusOr<WriteLease> Cache::Reserve(const BlockKey& key, BlockSize size,
                                           const PutOptions& options) {
   return ReserveBlock(key, size, options, ReserveMode::kNewOrPartial);
@@ -69,8 +169,8 @@ absl::StatusOr<WriteLease> Cache::ReserveReplacement(const BlockKey& key, BlockS
 ReadLease Cache::PinForReplacement(const BlockKey& key, std::vector<bool>* committed) {
   Removed removed;
   ReadLease lease;
-  {
-    MutexLock lock(mu_);
+  if (LockSupplied(0, 1, 0)) {
+    MutexLock lock(mu_, AdoptLock());
     const Nanos now = Now();
     const Slot slot = table_->FindOrRemove(key, now, &removed);
     if (slot != kNoSlot && table_->block(slot).visible()) {
@@ -86,33 +186,132 @@ ReadLease Cache::PinForReplacement(const BlockKey& key, std::vector<bool>* commi
 
 absl::StatusOr<WriteLease> Cache::ReserveBlock(const BlockKey& key, BlockSize size,
                                                const PutOptions& options, ReserveMode mode) {
-  absl::Status status = CheckPut(key, size, options);
-  if (status.ok() && options.priority != 0) status = UsePriority(options.priority);
-  if (!status.ok()) return status;
-  for (;;) {
+  return internal::WithoutThrowing([&]() -> absl::StatusOr<WriteLease> {
+    absl::Status status = CheckPut(key, size, options);
+    if (status.ok() && options.priority != 0) status = UsePriority(options.priority);
+    if (!status.ok()) return status;
+    Reservation reservation = {key, size, options, mode, {size.parts, keeps_checksums_}};
+    ReserveEach({&reservation, 1});
+    if (absl::Status status = StatusOf(reservation); !status.ok()) return status;
+    return std::move(reservation.lease);
+  });
+}
+
+size_t Cache::ReserveMany(const Chain& chain, absl::Span<const BlockSize> sizes,
+                          const PutOptions& options,
+                          absl::Span<absl::StatusOr<WriteLease>> results) {
+  const size_t blocks = chain.keys.size();
+  KVCACHE_CHECK(results.size() >= blocks, blocks, " keys, ", results.size(), " results");
+  KVCACHE_CHECK(sizes.size() == blocks || sizes.size() == 1, blocks, " keys, ", sizes.size(),
+                " sizes");
+  PutOptions block_options = options;
+  block_options.ns = chain.ns;
+  if (block_options.chain_blocks == 0) block_options.chain_blocks = static_cast<uint32_t>(blocks);
+  const auto size_of = [&](size_t i) { return sizes[sizes.size() == 1 ? 0 : i]; };
+  size_t done = 0;
+  const absl::Status status = internal::WithoutThrowing([&]() -> absl::Status {
+    if (blocks > 0 && options.priority != 0) {
+      if (absl::Status status = UsePriority(options.priority); !status.ok()) return status;
+    }
+    std::vector<Reservation> chunk;
+    while (done < blocks) {
+      chunk.clear();
+      absl::Status refused;
+      for (size_t i = done; i < blocks && chunk.size() < kBlocksPerLock; ++i) {
+        const BlockSize size = size_of(i);
+        if (i > 0) block_options.parent = chain.keys[i - 1];
+        refused = CheckPut(chain.keys[i], size, block_options);
+        if (!refused.ok()) break;
+        block_options.recompute_cost = options.recompute_cost;
+        if (size.bytes != sizes[0].bytes) {
+          block_options.recompute_cost *=
+              static_cast<double>(size.bytes) / static_cast<double>(sizes[0].bytes);
+        }
+        chunk.push_back({chain.keys[i],
+                         size,
+                         block_options,
+                         ReserveMode::kNewOrPartial,
+                         {size.parts, keeps_checksums_}});
+      }
+      ReserveEach(absl::MakeSpan(chunk));
+      for (Reservation& reservation : chunk) {
+        const absl::Status status = StatusOf(reservation);
+        if (status.ok()) {
+          results[done] = std::move(reservation.lease);
+        } else {
+          results[done] = status;
+        }
+        ++done;
+        if (!reservation.GoesOn()) return absl::OkStatus();
+      }
+      if (!refused.ok()) {
+        results[done++] = refused;
+        return absl::OkStatus();
+      }
+    }
+    return absl::OkStatus();
+  });
+  if (!status.ok()) results[done++] = status;
+  return done;
+}
+
+void Cache::ReserveEach(absl::Span<Reservation> reservations) {
+  for (size_t begin = 0; begin < reservations.size();) {
+    size_t end = begin;
+    Locked last = Locked::kDecided;
     Removed removed;
-    EntryInfo incoming;
-    absl::StatusOr<WriteLease> lease;
-    bool room_comes = false;
+    if (!LockSupplied(reservations.size() - begin, 0, 0)) {
+      reservations[begin].outcome = Reservation::Outcome::kNoMemory;
+      return;
+    }
     {
-      MutexLock lock(mu_);
-      lease = ReserveLocked(key, size, options, mode, &incoming, &room_comes, &removed);
-      if (room_comes && removed.bytes == 0) changed_.Wait(mu_);
+      MutexLock lock(mu_, AdoptLock());
+      while (end < reservations.size() && last == Locked::kDecided && !removed.full() &&
+             (end == begin || reservations[end - 1].GoesOn())) {
+        const size_t before = removed.bytes;
+        last = ReserveLocked(&reservations[end], &removed);
+        reservations[end].evicted += removed.bytes - std::min(before, removed.bytes);
+        if (last == Locked::kDecided) ++end;
+      }
+      if (last == Locked::kWait) changed_.Wait(mu_);
     }
-    const size_t evicted = removed.bytes;
     Free(removed);
-    if (room_comes) continue;
-    if (advisor_ != nullptr && incoming.bytes > 0) {
+    const auto decided = reservations.subspan(begin, end - begin);
+    GiveExtents(decided);
+    for (const Reservation& r : decided) {
+      if (advisor_ == nullptr || r.incoming.bytes == 0) continue;
       const size_t unit = backend_->traits().alignment;
-      advisor_->Put(key, (size.bytes + unit - 1) / unit * unit, incoming, options);
+      advisor_->Put(r.key, (r.size.bytes + unit - 1) / unit * unit, r.incoming, r.options);
     }
-    if (!lease.ok() || lease->extent_.size > 0) return lease;
-    absl::StatusOr<Extent> extent = AllocateExtent(size.bytes, evicted, incoming, options.ns);
-    if (!extent.ok()) return extent.status();  // the lease's end takes the block back
-    lease->extent_ = *extent;
-    MutexLock lock(mu_);
-    table_->SetExtent(lease->slot_, *extent);
-    return lease;
+    if (!decided.empty() && !decided.back().GoesOn()) return;
+    if (last == Locked::kStepByStep) {
+      ReserveInSteps(&reservations[end]);
+      if (reservations[end].outcome != Reservation::Outcome::kOpen) return;
+    }
+    begin = end;
+  }
+}
+
+void Cache::GiveExtents(absl::Span<Reservation> reservations) {
+  bool any = false;
+  for (Reservation& r : reservations) {
+    if (r.outcome != Reservation::Outcome::kReserved || r.lease.extent_.size > 0) continue;
+    absl::StatusOr<Extent> extent = AllocateExtent(r);
+    if (!extent.ok()) {
+      // The lease's end takes the block back, and those behind it, its children.
+      r.outcome = Reservation::Outcome::kNoExtent;
+      r.status = extent.status();
+      break;
+    }
+    r.lease.extent_ = *extent;
+    any = true;
+  }
+  if (!any) return;
+  MutexLock lock(mu_);
+  for (const Reservation& r : reservations) {
+    if (r.lease.holds() && r.lease.extent_.size > 0) {
+      table_->SetExtent(r.lease.slot_, r.lease.extent_);
+    }
   }
 }
 
@@ -133,87 +332,176 @@ absl::Status Cache::UsePriority(uint16_t priority) {
   }
 }
 
-absl::StatusOr<WriteLease> Cache::ReserveLocked(const BlockKey& key, BlockSize size,
-                                                const PutOptions& options, ReserveMode mode,
-                                                EntryInfo* incoming, bool* room_comes,
-                                                Removed* removed) {
-  if (!failed_.ok()) return failed_;
-  if (!table_->Knows(options.ns)) {
-    return UnknownNamespace("options.ns", options.ns);
-  }
-  if (size.bytes > table_->capacity() || table_->Charge(size.bytes) > table_->capacity()) {
+Cache::Locked Cache::ReserveLocked(Reservation* reservation, Removed* removed) {
+  using Outcome = Reservation::Outcome;
+  Reservation& r = *reservation;
+  const PutOptions& options = r.options;
+  const auto decide = [this, &r](Outcome outcome) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    r.outcome = outcome;
+    if (r.credit > 0) {
+      table_->budget().GiveBack(std::exchange(r.credit, 0));
+      changed_.NotifyAll();
+    }
+    return Locked::kDecided;
+  };
+  if (!failed_.ok()) return decide(Outcome::kFailed);
+  if (!table_->Knows(options.ns)) return decide(Outcome::kUnknownNamespace);
+  const size_t capacity = table_->budget().capacity();
+  if (r.size.bytes > capacity || table_->Charge(r.size.bytes) > capacity) {
     ++table_->counters(options.ns).rejected_too_large;
-    return absl::InvalidArgumentError(absl::StrCat("size.bytes: ", size.bytes,
-                                                   " is more than the capacity of the cache, ",
-                                                   table_->capacity()));
+    return decide(Outcome::kTooLarge);
   }
   const Nanos now = Now();
   table_->EndPriorities(now);
   const Nanos ttl = options.ttl.has_value() ? internal::LengthOf(*options.ttl) : default_ttl_;
-  const bool replacement = mode == ReserveMode::kReplacement;
-  const Slot found = replacement ? kNoSlot : table_->FindOrRemove(key, now, removed);
+  const bool replacement = r.mode == ReserveMode::kReplacement;
+  const Slot found = replacement ? kNoSlot : table_->FindOrRemove(r.key, now, removed);
   if (found != kNoSlot) {
     const Block& b = table_->block(found);
     if (b.state == Block::State::kComplete) {
       table_->Touch({found}, {.first_depth = b.depth, .now = internal::ToTime(now)});
-      return absl::AlreadyExistsError("");
+      return decide(Outcome::kExists);
     }
-    if (b.state == Block::State::kWriting) return absl::UnavailableError("");
-    if (mode == ReserveMode::kNew) {
-      return absl::FailedPreconditionError("the block is partial: Reserve() resumes it");
-    }
-    if (b.bytes != size.bytes || b.parts != size.parts) {
-      return absl::InvalidArgumentError(absl::StrCat("size: ", size.bytes, " bytes in ", size.parts,
-                                                     " parts, but the partial block has ", b.bytes,
-                                                     " bytes in ", b.parts, " parts"));
+    if (b.state == Block::State::kWriting) return decide(Outcome::kBeingWritten);
+    if (r.mode == ReserveMode::kNew) return decide(Outcome::kPartial);
+    if (b.bytes != r.size.bytes || b.parts != r.size.parts) {
+      r.found_size = {b.bytes, b.parts};
+      return decide(Outcome::kOtherSize);
     }
     table_->Resume(found, ttl, now);
-    return WriteLeaseOn(found);
+    r.lease = WriteLeaseOn(found);
+    return decide(Outcome::kReserved);
   }
-  table_->RemoveExpiredFor(size.bytes, now, removed);
+  if (r.credit == 0 && !table_->RemoveExpiredFor(r.size.bytes, now, removed)) {
+    return Locked::kRetry;
+  }
   Slot parent = kNoSlot;
   if (options.parent.has_value()) {
     parent = table_->FindOrRemove(*options.parent, now, removed);
-    if (parent == kNoSlot || table_->block(parent).ns != options.ns) {
-      return absl::FailedPreconditionError(absl::StrCat(
-          "options.parent: ", options.parent->ToHex(), " is ",
-          parent == kNoSlot ? "neither resident nor being written" : "of another namespace"));
+    if (parent == kNoSlot) return decide(Outcome::kNoParent);
+    if (table_->block(parent).ns != internal::Namespaces::NumberOf(options.ns)) {
+      return decide(Outcome::kParentElsewhere);
     }
   }
-  *incoming = {.key_hash = key.Hash64(),
-               .bytes = size.bytes,
-               .parent = parent,
-               .depth = parent == kNoSlot ? 0 : table_->block(parent).depth + 1,
-               .chain_blocks = options.chain_blocks,
-               .priority = options.priority,
-               .keep_priority_for = options.keep_priority_for,
-               .recompute_cost = internal::SecondsOf(options.recompute_cost),
-               .deadline = internal::ToTime(internal::After(now, ttl)),
-               .now = internal::ToTime(now)};
-  switch (table_->MakeRoom(size.bytes, parent, *incoming, removed)) {
+  r.incoming = {.key_hash = r.key.Hash64(),
+                .bytes = r.size.bytes,
+                .parent = parent,
+                .depth = parent == kNoSlot ? 0 : table_->block(parent).depth + 1,
+                .chain_blocks = options.chain_blocks,
+                .priority = options.priority,
+                .keep_priority_for = options.keep_priority_for,
+                .recompute_cost = internal::SecondsOf(options.recompute_cost),
+                .deadline = internal::ToTime(internal::After(now, ttl)),
+                .now = internal::ToTime(now)};
+  switch (table_->MakeRoom(r.size.bytes, parent, r.incoming, r.credit, removed)) {
     case BlockTable::Room::kMade:
       break;
+    case BlockTable::Room::kStepByStep:
+      return Locked::kStepByStep;
     case BlockTable::Room::kNothingToEvict:
-      *room_comes = RoomComes();
-      if (!*room_comes) ++table_->counters(options.ns).rejected_pinned;
-      return absl::ResourceExhaustedError(
-          absl::StrCat("no room for ", size.bytes, " bytes: of the capacity of ",
-                       table_->capacity(), ", what is not free is leased or has children"));
+      if (!removed->empty()) return Locked::kRetry;
+      if (RoomComes()) return Locked::kWait;
+      ++table_->counters(options.ns).rejected_pinned;
+      return decide(table_->budget().Fits(table_->Charge(r.size.bytes), *removed, 0)
+                        ? Outcome::kNoSlot
+                        : Outcome::kNoRoom);
     case BlockTable::Room::kRefusedByPolicy:
       ++table_->counters(options.ns).rejected_by_policy;
-      table_->policy().Bypassed({incoming->key_hash}, {.first_depth = incoming->depth,
-                                                       .chain_blocks = incoming->chain_blocks,
-                                                       .now = internal::ToTime(now)});
-      return absl::ResourceExhaustedError(
-          absl::StrCat("the policy ", policy_->name(), " refuses the block"));
+      table_->policy().Bypassed({r.incoming.key_hash}, {.first_depth = r.incoming.depth,
+                                                        .chain_blocks = options.chain_blocks,
+                                                        .now = internal::ToTime(now)});
+      return decide(Outcome::kRefusedByPolicy);
   }
-  const Slot slot = table_->Insert(key, size, options, parent, ttl, replacement, now, removed);
-  return WriteLeaseOn(slot);
+  r.credit -= std::min(r.credit, table_->Charge(r.size.bytes));  // the rest is given back
+  const Slot slot = table_->Insert(r.key, r.size, options, parent, ttl, replacement,
+                                   std::move(r.memory), now, removed);
+  r.lease = WriteLeaseOn(slot);
+  return decide(Outcome::kReserved);
 }
 
 bool Cache::RoomComes() const {
-  return table_->bytes_being_freed() > 0 ||
+  return stepping_ || table_->budget().being_freed() > 0 ||
          (scrubbed_ != kNoSlot && table_->EvictableButForOnePin(scrubbed_));
+}
+
+BlockTable::Room Cache::EvictInSteps(const EntryInfo& incoming,
+                                     const std::optional<BlockKey>& parent,
+                                     absl::FunctionRef<size_t(const internal::Budget&)> wanted,
+                                     std::optional<size_t> limit, size_t* credit) {
+  std::vector<Slot> victims;
+  BlockTable::Room room = BlockTable::Room::kStepByStep;
+  size_t chosen = 0;
+  while (room == BlockTable::Room::kStepByStep) {
+    victims.reserve(victims.size() + kBlocksPerLock);
+    MutexLock lock(mu_);
+    const size_t bytes = wanted(table_->budget());
+    room = bytes > table_->loose_bytes()
+               ? BlockTable::Room::kNothingToEvict
+               : table_->ChooseMore(incoming,
+                                    parent.has_value() ? table_->Find(*parent, Now()) : kNoSlot,
+                                    bytes, &victims, &chosen);
+    if (room == BlockTable::Room::kMade && limit.has_value()) table_->budget().Limit(*limit);
+  }
+  absl::Span<const Slot> left = victims;
+  while (!left.empty()) {
+    Removed removed;
+    {
+      MutexLock lock(mu_);
+      if (room == BlockTable::Room::kMade) {
+        const size_t bytes = table_->EvictChosen(&left, &removed);
+        if (credit != nullptr) {
+          removed.reused = bytes;
+          *credit += bytes;
+        }
+      } else {
+        table_->TakeBackChosen(&left);
+      }
+    }
+    Free(removed);
+  }
+  return room;
+}
+
+void Cache::ReserveInSteps(Reservation* reservation) {
+  Reservation& r = *reservation;
+  MutexLock turn(steps_mu_);
+  const auto wanted = [&r](const internal::Budget& budget) {
+    const size_t charge = budget.Charge(r.size.bytes) + budget.charged();
+    return charge - std::min(charge, r.credit + budget.limit());
+  };
+  SetStepping(true);
+  BlockTable::Room room = BlockTable::Room::kNothingToEvict;
+  bool memory = true;
+  try {
+    room = EvictInSteps(r.incoming, r.options.parent, wanted, std::nullopt, &r.credit);
+  } catch (const std::bad_alloc&) {
+    memory = false;
+  }
+  SetStepping(false);
+  if (room == BlockTable::Room::kMade) return;
+  MutexLock lock(mu_);
+  if (memory && room == BlockTable::Room::kNothingToEvict && RoomComes()) {
+    changed_.Wait(mu_);
+    return;
+  }
+  CacheCounters& counters = table_->counters(r.options.ns);
+  if (!memory) {
+    r.outcome = Reservation::Outcome::kNoMemory;
+  } else if (room == BlockTable::Room::kRefusedByPolicy) {
+    ++counters.rejected_by_policy;
+    r.outcome = Reservation::Outcome::kRefusedByPolicy;
+  } else {
+    ++counters.rejected_pinned;
+    r.outcome = Reservation::Outcome::kNoRoom;
+  }
+  table_->budget().GiveBack(std::exchange(r.credit, 0));
+  changed_.NotifyAll();
+}
+
+void Cache::SetStepping(bool stepping) {
+  MutexLock lock(mu_);
+  stepping_ = stepping;
+  changed_.NotifyAll();
 }
 
 WriteLease Cache::WriteLeaseOn(Slot slot) {
@@ -229,8 +517,9 @@ WriteLease Cache::WriteLeaseOn(Slot slot) {
 }
 
 // The budget has room for it, so failure means that free memory is in pieces.
-absl::StatusOr<Extent> Cache::AllocateExtent(size_t bytes, size_t evicted,
-                                             const EntryInfo& incoming, NamespaceId ns) {
+absl::StatusOr<Extent> Cache::AllocateExtent(const Reservation& reservation) {
+  const size_t bytes = reservation.size.bytes;
+  size_t evicted = reservation.evicted;
   for (;;) {
     absl::StatusOr<Extent> extent = backend_->Allocate(bytes);
     if (!absl::IsResourceExhausted(extent.status())) return extent;
@@ -244,9 +533,9 @@ absl::StatusOr<Extent> Cache::AllocateExtent(size_t bytes, size_t evicted,
       } else {
         const size_t limit = table_->Charge(bytes) * kMostEvictedPerByte;
         const size_t more =
-            evicted < limit ? table_->EvictOne(limit - evicted, incoming, &removed) : 0;
+            evicted < limit ? table_->EvictOne(limit - evicted, reservation.incoming, &removed) : 0;
         if (more == 0) {
-          ++table_->counters(ns).rejected_fragmented;
+          ++table_->counters(reservation.options.ns).rejected_fragmented;
           return absl::ResourceExhaustedError(
               absl::StrCat("no contiguous ", bytes, " bytes, after evicting ", evicted,
                            " bytes for them: ", extent.status().message()));
@@ -256,21 +545,6 @@ absl::StatusOr<Extent> Cache::AllocateExtent(size_t bytes, size_t evicted,
     }
     Free(removed);
   }
-}
-
-size_t Cache::ReserveMany(const Chain& chain, BlockSize size, const PutOptions& options,
-                          absl::Span<absl::StatusOr<WriteLease>> results) {
-  KVCACHE_CHECK(results.size() >= chain.keys.size(), chain.keys.size(), " keys, ", results.size(),
-                " results");
-  PutOptions block_options = options;
-  block_options.ns = chain.ns;
-  if (block_options.chain_blocks == 0) block_options.chain_blocks = chain.keys.size();
-  for (size_t i = 0; i < chain.keys.size(); ++i) {
-    results[i] = Reserve(chain.keys[i], size, block_options);
-    if (!results[i].ok() && !absl::IsAlreadyExists(results[i].status())) return i + 1;
-    block_options.parent = chain.keys[i];
-  }
-  return chain.keys.size();
 }
 
 }  // namespace kvcache

@@ -86,14 +86,14 @@ struct Advice {
 };
 
 struct NamespaceStats {
-  uint32_t id = 0;
+  uint64_t id = 0;
   std::string model;  // never the tenant
   CacheCounters counters;
   CacheUsage usage;
 };
 
 struct CacheStats {
-  CacheCounters counters;  // sum over the namespaces
+  CacheCounters counters;  // sum over the namespaces, also those that were given back
   CacheUsage usage;        // sum over the namespaces; bytes_in_use also what is being freed
   std::vector<NamespaceStats> namespaces;
 

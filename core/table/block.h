@@ -47,7 +47,9 @@ struct BlockWrite {
   Nanos keep_priority_for = kNever;  // for the policy
   PartSet claimed;
   PartSet committed;
-  PartSet failed;  // their copies did, and no commit has claimed them again
+  PartSet failed;            // their copies did, and no commit has claimed them again
+  uint64_t* sets = nullptr;  // memory of the three beyond part 63, from new[]
+  uint32_t next_spare = 0;   // of one that no block has
   uint32_t committed_parts = 0;
   uint32_t copies = 0;        // under way into it, and commits that wait for one
   uint32_t chain_blocks = 0;  // for the policy
@@ -85,17 +87,17 @@ struct Block {
   // Of a block that is being written: one of its descendants has become visible before it.
   bool early_below : 1 = false;
 
-  NamespaceId ns = NamespaceId::kDefault;
+  uint32_t ns = 0;  // the number of its namespace
   uint32_t extent_node = 0;
   uint32_t write = kNone;  // its BlockWrite, while kWriting or kPartial
   // The tree of prompts. Children without a parent hang below their namespace.
   Slot first_child = kNoSlot;
   Slot previous_sibling = kNoSlot;
-  Slot next_sibling = kNoSlot;  // of a removed block: the next one with children to remove
+  Slot next_sibling = kNoSlot;  // of a removed block: the next one with children to remove, or free
   uint32_t children = 0;        // without those that were chosen as victims
   uint32_t depth = 0;
-  // Of its parts, in caches that keep them; 0: not known. A single one is here, several in an array
-  // of the BlockTable's.
+  // Of its parts, in caches that keep them; 0: not known. A single one is here, several are in an
+  // array from new[].
   union {
     uint64_t checksum = 0;
     uint64_t* checksums;

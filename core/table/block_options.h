@@ -11,8 +11,8 @@
 
 namespace kvcache {
 
-// Dense, from Cache::Register(); of one cache.
-enum class NamespaceId : uint32_t { kDefault = 0 };
+// From Cache::Register(); of one cache. Numbers are used again, but not the same id.
+enum class NamespaceId : uint64_t { kDefault = 0 };
 
 inline constexpr uint32_t kMostParts = 65535;
 inline constexpr uint16_t kHighestPriority = 100;

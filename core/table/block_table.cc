@@ -10,19 +10,41 @@ namespace kvcache::internal {
 BlockTable::BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks,
                        bool keeps_checksums, EvictionPolicy& policy)
     : policy_(&policy),
-      alignment_(alignment),
       max_blocks_(max_blocks),
       keeps_checksums_(keeps_checksums),
-      capacity_(capacity_bytes),
-      limit_(capacity_bytes) {
+      blocks_(max_blocks),
+      writes_(max_blocks),
+      pins_(max_blocks),
+      budget_(capacity_bytes, alignment) {
+  victims_.reserve(kBlocksPerLock);
   index_.SetMaxSlots(max_blocks);
   deadlines_.SetMaxSlots(max_blocks);
   policy_->SetLimits(max_blocks, capacity_bytes);
 }
 
-NamespaceId BlockTable::AddNamespace(std::string model) {
-  namespaces_.emplace_back().model = std::move(model);
-  return static_cast<NamespaceId>(namespaces_.size() - 1);
+// --- Memory
+
+void BlockTable::Supplies::Make() {
+  if (lacks_blocks) blocks = Blocks::MakeChunk();
+  if (lacks_writes) writes = Writes::MakeChunk();
+  if (lacks_pins) pins = PinList::Records::MakeChunk();
+  if (lacks_namespaces) namespaces = Namespaces::Records::MakeChunk();
+}
+
+bool BlockTable::Lacks(const Needs& needs, Supplies* supplies) const {
+  supplies->lacks_blocks = blocks_.Lacks(needs.blocks);
+  supplies->lacks_writes = writes_.Lacks(needs.blocks);
+  supplies->lacks_pins = pins_.records().Lacks(needs.blocks + needs.pins);
+  supplies->lacks_namespaces = namespaces_.records().Lacks(needs.namespaces);
+  return supplies->lacks_blocks || supplies->lacks_writes || supplies->lacks_pins ||
+         supplies->lacks_namespaces;
+}
+
+void BlockTable::Add(Supplies supplies) {
+  if (supplies.blocks != nullptr) blocks_.Add(std::move(supplies.blocks));
+  if (supplies.writes != nullptr) writes_.Add(std::move(supplies.writes));
+  if (supplies.pins != nullptr) pins_.records().Add(std::move(supplies.pins));
+  if (supplies.namespaces != nullptr) namespaces_.records().Add(std::move(supplies.namespaces));
 }
 
 // --- Finding
@@ -48,7 +70,7 @@ EntryInfo BlockTable::InfoOf(const Block& b, Nanos now) const {
 absl::Status BlockTable::AddPriority(uint16_t priority, std::unique_ptr<EvictionPolicy> policy) {
   if (HasPriority(priority)) return absl::OkStatus();
   if (levels_ == nullptr) {
-    levels_ = std::make_unique<PriorityLevels>(*policy_, max_blocks_, capacity_);
+    levels_ = std::make_unique<PriorityLevels>(*policy_, max_blocks_, budget_.capacity());
     policy_ = levels_.get();
   }
   return levels_->AddLevel(priority, std::move(policy));
@@ -74,7 +96,7 @@ Nanos BlockTable::DeadlineOfParent(const Block& b) const {
 }
 
 RemoveReason BlockTable::WhyDead(const Block& b) const {
-  if (b.epoch != record(b).epoch) return RemoveReason::kErased;
+  if (Erased(b)) return RemoveReason::kErased;
   if (b.parent != kNoSlot && block(b.parent).state == Block::State::kRemoved) {
     return block(b.parent).reason;
   }
@@ -115,7 +137,10 @@ void BlockTable::RemoveDead(Slot slot, Removed* removed) {
 
 // --- Pins and touches
 
-void BlockTable::Pin(Slot slot, Nanos now) { pins_.Pin(&block(slot).pin, now); }
+void BlockTable::Pin(Slot slot, Nanos now) {
+  Block& b = block(slot);
+  if (pins_.Pin(&b.pin, now) && b.visible()) loose_bytes_ -= Charge(b.bytes);
+}
 
 void BlockTable::Unpin(Slot slot, Removed* removed) {
   Block& b = block(slot);
@@ -123,8 +148,9 @@ void BlockTable::Unpin(Slot slot, Removed* removed) {
   if (b.state == Block::State::kRemoved) {
     record(b).usage.bytes_detached -= Charge(b.bytes);
     GiveUpExtent(b, removed);
-    FreeSlotIfUnused(slot);
+    FreeSlotIfUnused(slot, removed);
   } else {
+    if (b.visible()) loose_bytes_ += Charge(b.bytes);
     UnparkIfEvictable(slot);
   }
 }
@@ -135,7 +161,12 @@ void BlockTable::Touch(absl::Span<const Slot> slots, const Run& run) {
   for (Slot slot : slots) {
     Block& b = block(slot);
     all_known &= b.admitted;
-    if (b.parked) b.parked = false;
+    if (!b.parked) continue;
+    b.parked = false;
+    if (b.chosen) {  // by a caller that goes step by step, and will pass it over
+      b.chosen = false;
+      if (b.parent != kNoSlot) ++block(b.parent).children;
+    }
   }
   if (all_known) return policy_->Touch(slots, run);
   absl::InlinedVector<Slot, kBlocksPerLock> admitted;
@@ -147,7 +178,7 @@ void BlockTable::Touch(absl::Span<const Slot> slots, const Run& run) {
 
 void BlockTable::UnparkIfEvictable(Slot slot) {
   Block& b = block(slot);
-  if (!b.parked || !Evictable(b)) return;
+  if (!b.parked || b.chosen || !Evictable(b)) return;
   b.parked = false;
   policy_->Unpark(slot);
 }
@@ -189,49 +220,63 @@ void BlockTable::ChildGone(Slot parent) {
 
 // --- Room
 
+BlockTable::Step BlockTable::ChooseOne(const EntryInfo& incoming, Slot* slot) {
+  const VictimResult victim = policy_->Victim(incoming);
+  if (victim.kind == VictimResult::Kind::kNone) return Step::kNothingToEvict;
+  if (victim.kind == VictimResult::Kind::kRefuse) return Step::kRefusedByPolicy;
+  Block& b = block(victim.slot);
+  if (!Evictable(b)) {
+    policy_->Park(victim.slot);
+    b.parked = true;
+    return Step::kParked;
+  }
+  if (levels_ != nullptr && levels_->Outranks(victim.slot, incoming)) return Step::kRefusedByPolicy;
+  b.chosen = true;
+  *slot = victim.slot;
+  return Step::kChosen;
+}
+
+void BlockTable::ParkChosen(Slot slot) {
+  policy_->Park(slot);
+  block(slot).parked = true;
+}
+
 BlockTable::Room BlockTable::ChooseVictims(
     const EntryInfo& incoming, absl::FunctionRef<bool(size_t victims, size_t bytes)> enough) {
   victims_.clear();
   size_t bytes = 0;
-  while (!enough(victims_.size(), bytes)) {
-    const VictimResult victim = policy_->Victim(incoming);
-    if (victim.kind != VictimResult::Kind::kSlot) {
-      TakeVictimsBack();
-      return victim.kind == VictimResult::Kind::kRefuse ? Room::kRefusedByPolicy
-                                                        : Room::kNothingToEvict;
+  Room room = Room::kMade;
+  for (size_t steps = 0; room == Room::kMade && !enough(victims_.size(), bytes); ++steps) {
+    Slot victim = kNoSlot;
+    const Step step = steps < kBlocksPerLock ? ChooseOne(incoming, &victim) : Step::kParked;
+    if (step == Step::kChosen) {
+      const Block& b = block(victim);
+      index_.Prefetch(mixer_(b.key.bytes));
+      victims_.push_back(victim);
+      bytes += Charge(b.bytes);
+      // The last one is removed next.
+      if (!enough(victims_.size(), bytes)) ParkChosen(victim);
+      if (b.parent != kNoSlot) ChildGone(b.parent);
+    } else if (steps == kBlocksPerLock) {
+      room = Room::kStepByStep;
+    } else if (step != Step::kParked) {
+      room = step == Step::kRefusedByPolicy ? Room::kRefusedByPolicy : Room::kNothingToEvict;
     }
-    Block& b = block(victim.slot);
-    if (!Evictable(b)) {
-      policy_->Park(victim.slot);
-      b.parked = true;
-      continue;
-    }
-    if (levels_ != nullptr && levels_->Outranks(victim.slot, incoming)) {
-      TakeVictimsBack();
-      return Room::kRefusedByPolicy;
-    }
-    index_.Prefetch(mixer_(b.key.bytes));
-    victims_.push_back(victim.slot);
-    bytes += Charge(b.bytes);
-    b.chosen = true;
-    // The last one is removed next.
-    if (!enough(victims_.size(), bytes)) {
-      policy_->Park(victim.slot);
-      b.parked = true;
-    }
-    if (b.parent != kNoSlot) ChildGone(b.parent);
   }
-  return Room::kMade;
+  if (room != Room::kMade) TakeVictimsBack();
+  return room;
+}
+
+void BlockTable::TakeBack(Slot slot) {
+  Block& b = block(slot);
+  if (!b.chosen) return;
+  if (b.parent != kNoSlot) ++block(b.parent).children;
+  b.chosen = false;
+  UnparkIfEvictable(slot);
 }
 
 void BlockTable::TakeVictimsBack() {
-  for (auto it = victims_.rbegin(); it != victims_.rend(); ++it) {
-    Block& b = block(*it);
-    if (b.parent != kNoSlot) ++block(b.parent).children;
-    b.chosen = false;
-    if (b.parked) policy_->Unpark(*it);
-    b.parked = false;
-  }
+  for (auto it = victims_.rbegin(); it != victims_.rend(); ++it) TakeBack(*it);
   victims_.clear();
 }
 
@@ -240,31 +285,33 @@ void BlockTable::EvictVictims(Removed* removed) {
   victims_.clear();
 }
 
-bool BlockTable::Fits(size_t charge, size_t victim_bytes, const Removed& removed) const {
-  return charged_ + charge <= limit_ + removed.bytes + victim_bytes;
-}
-
-void BlockTable::RemoveExpiredFor(size_t bytes, Nanos now, Removed* removed) {
-  for (bool more = true; more && !(Fits(Charge(bytes), 0, *removed) && HasSlot());) {
-    more = RemoveExpired(1, now, removed);
-    RemoveRetired(kBlocksPerLock, removed);  // what still has children holds a slot
+bool BlockTable::RemoveExpiredFor(size_t bytes, Nanos now, Removed* removed) {
+  for (size_t steps = 0; !(budget_.Fits(Charge(bytes), *removed, 0) && HasSlot()); ++steps) {
+    if (steps == kBlocksPerLock) return false;
+    if (HasExpired(now)) {
+      RemoveExpired(1, now, removed);
+    } else if (retired_ != kNoSlot) {  // holds a slot until its children are gone
+      RemoveRetired(1, removed);
+    } else {
+      break;
+    }
   }
+  return true;
 }
 
 BlockTable::Room BlockTable::MakeRoom(size_t bytes, Slot parent, const EntryInfo& incoming,
-                                      Removed* removed) {
-  const size_t charge = Charge(bytes);
+                                      size_t credit, Removed* removed) {
+  const size_t charge = Charge(bytes) - std::min(Charge(bytes), credit);
+  if (!budget_.Fits(charge, *removed, loose_bytes_)) return Room::kNothingToEvict;
   const auto enough = [&](size_t victims, size_t victim_bytes) {
-    return Fits(charge, victim_bytes, *removed) && (victims > 0 || HasSlot());
+    return budget_.Fits(charge, *removed, victim_bytes) && (victims > 0 || HasSlot());
   };
   if (parent != kNoSlot) ++block(parent).children;  // keeps it from being chosen
   const Room room = ChooseVictims(incoming, enough);
   if (parent != kNoSlot) ChildGone(parent);
   if (room != Room::kMade) return room;
   EvictVictims(removed);
-  removed->reused = std::min(removed->bytes, charge);
-  charged_ += charge - removed->reused;
-  peak_ = std::max(peak_, charged_);
+  budget_.Take(charge, removed);
   return Room::kMade;
 }
 
@@ -280,53 +327,65 @@ size_t BlockTable::EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed
   return bytes;
 }
 
-bool BlockTable::Shrink(size_t capacity, Nanos now, Removed* removed) {
-  const auto enough = [&](size_t, size_t victim_bytes) {
-    return charged_ <= capacity + removed->bytes + victim_bytes;
-  };
-  while (!enough(0, 0) && RemoveExpired(1, now, removed)) {
+BlockTable::Room BlockTable::ChooseMore(const EntryInfo& incoming, Slot parent, size_t bytes,
+                                        std::vector<Slot>* victims, size_t* chosen) {
+  Room room = Room::kMade;
+  if (parent != kNoSlot) ++block(parent).children;  // keeps it from being chosen
+  for (size_t steps = 0; *chosen < bytes && room == Room::kMade; ++steps) {
+    Slot victim = kNoSlot;
+    const Step step = steps < kBlocksPerLock ? ChooseOne(incoming, &victim) : Step::kParked;
+    if (step == Step::kChosen) {
+      ParkChosen(victim);
+      victims->push_back(victim);
+      const Block& b = block(victim);
+      *chosen += Charge(b.bytes);
+      if (b.parent != kNoSlot) ChildGone(b.parent);
+    } else if (steps == kBlocksPerLock) {
+      room = Room::kStepByStep;
+    } else if (step != Step::kParked) {
+      room = step == Step::kRefusedByPolicy ? Room::kRefusedByPolicy : Room::kNothingToEvict;
+    }
   }
-  EndPriorities(now);
-  if (ChooseVictims({}, enough) != Room::kMade) return false;
-  EvictVictims(removed);
-  limit_ = capacity;
-  return true;
+  if (parent != kNoSlot) ChildGone(parent);
+  return room;
+}
+
+size_t BlockTable::EvictChosen(absl::Span<const Slot>* victims, Removed* removed) {
+  size_t bytes = 0;
+  for (; !victims->empty() && !removed->full(); victims->remove_prefix(1)) {
+    const Slot slot = victims->front();
+    if (block(slot).chosen && Evictable(block(slot))) {
+      bytes += Charge(block(slot).bytes);
+      Unlink(slot, RemoveReason::kEvicted, removed);
+    } else {
+      TakeBack(slot);
+    }
+  }
+  return bytes;
+}
+
+void BlockTable::TakeBackChosen(absl::Span<const Slot>* victims) {
+  for (size_t steps = 0; !victims->empty() && steps < kBlocksPerLock; ++steps) {
+    TakeBack(victims->back());
+    victims->remove_suffix(1);
+  }
 }
 
 void BlockTable::SetCapacity(size_t capacity) {
-  capacity_ = limit_ = capacity;
+  budget_.SetCapacity(capacity);
   policy_->SetLimits(max_blocks_, capacity);
-}
-
-void BlockTable::Freed(const Removed& removed) {
-  charged_ -= removed.bytes - removed.reused;
-  being_freed_ -= removed.bytes;
 }
 
 // --- Slots
 
-Slot BlockTable::TakeSlot() {
-  if (free_slot_ != kNoSlot) {
-    const Slot slot = free_slot_;
-    free_slot_ = block(slot).next_sibling;
-    block(slot).next_sibling = kNoSlot;
-    return slot;
-  }
-  KVCACHE_CHECK(slots_ < max_blocks_, "no slot among ", max_blocks_);
-  if (slots_ == chunks_.size() * kBlocksPerChunk) {
-    chunks_.push_back(std::make_unique<Block[]>(kBlocksPerChunk));
-  }
-  return static_cast<Slot>(slots_++);
-}
-
-void BlockTable::FreeSlotIfUnused(Slot slot) {
+void BlockTable::FreeSlotIfUnused(Slot slot, Removed* removed) {
   Block& b = block(slot);
   if (b.state != Block::State::kRemoved || b.pinned() || b.retired) return;
-  EndWrite(b);
-  if (keeps_checksums_ && b.parts > 1) delete[] b.checksums;
+  EndWrite(b, removed);
+  if (keeps_checksums_ && b.parts > 1) removed->Keep(b.checksums);
+  namespaces_.RemoveSlot(b.ns);
   b = Block();
-  b.next_sibling = free_slot_;
-  free_slot_ = slot;
+  blocks_.Give(slot);
 }
 
 // --- Removing
@@ -372,13 +431,14 @@ void BlockTable::Unlink(Slot slot, RemoveReason reason, Removed* removed) {
   if (!was_refused) CountRemoval(b, reason);
   if (b.indexed) {
     index_.Erase(mixer_(b.key.bytes), slot);
-    if (b.epoch == ns.epoch) {
+    if (!Erased(b)) {
       --ns.usage.blocks;
       ns.usage.blocks_complete -= b.state == Block::State::kComplete;
     }
   }
   if (b.admitted) policy_->Remove(slot, reason);
   if (deadlines_.Contains(slot)) deadlines_.Remove(slot);
+  if (b.visible() && !b.pinned()) loose_bytes_ -= Charge(b.bytes);
   UnlinkSibling(slot);
   b.indexed = b.admitted = b.parked = b.chosen = false;
   b.state = Block::State::kRemoved;
@@ -394,57 +454,48 @@ void BlockTable::Unlink(Slot slot, RemoveReason reason, Removed* removed) {
   } else {
     GiveUpExtent(b, removed);
   }
-  FreeSlotIfUnused(slot);
+  FreeSlotIfUnused(slot, removed);
 }
 
 void BlockTable::GiveUpExtent(Block& b, Removed* removed) {
   const size_t charge = Charge(b.bytes);
-  if (b.has_extent) removed->extents.push_back({b.offset, charge, b.extent_node});
+  if (b.has_extent) removed->Add({b.offset, charge, b.extent_node});
   b.has_extent = false;
   b.bytes = 0;
   record(b).usage.bytes_in_use -= charge;
-  being_freed_ += charge;
-  removed->bytes += charge;
+  budget_.Remove(charge, removed);
 }
 
 void BlockTable::RemoveRetired(size_t steps, Removed* removed) {
-  removed->more = false;
-  while (retired_ != kNoSlot) {
+  for (; retired_ != kNoSlot && steps > 0 && !removed->full(); --steps) {
     const Slot top = retired_;
     Block& b = block(top);
-    if (b.first_child == kNoSlot) {
-      retired_ = std::exchange(b.next_sibling, kNoSlot);
-      b.retired = false;
-      FreeSlotIfUnused(top);
+    if (b.first_child != kNoSlot) {
+      Unlink(b.first_child, b.reason, removed);
       continue;
     }
-    if (steps-- == 0) {
-      removed->more = true;
-      return;
-    }
-    Unlink(b.first_child, b.reason, removed);
+    retired_ = std::exchange(b.next_sibling, kNoSlot);
+    b.retired = false;
+    FreeSlotIfUnused(top, removed);
   }
-  removed->more = false;
+  removed->more = retired_ != kNoSlot;
 }
 
-size_t BlockTable::StartErase(NamespaceId id) {
-  NamespaceRecord& ns = namespaces_[static_cast<size_t>(id)];
-  ++ns.epoch;
-  ns.usage.blocks_complete = 0;
-  return std::exchange(ns.usage.blocks, 0);
+size_t BlockTable::StartErase(NamespaceId ns) {
+  return namespaces_.Erase(namespaces_[Namespaces::NumberOf(ns)]);
 }
 
-bool BlockTable::ContinueErase(NamespaceId id, size_t steps, Removed* removed) {
-  NamespaceRecord& ns = namespaces_[static_cast<size_t>(id)];
-  while (ns.last_root != kNoSlot && block(ns.last_root).epoch != ns.epoch) {
+bool BlockTable::ContinueErase(uint32_t ns, size_t steps, Removed* removed) {
+  const NamespaceRecord& record = namespaces_[ns];
+  while (record.last_root != kNoSlot && Erased(block(record.last_root))) {
     if (steps-- == 0) return true;
-    Unlink(ns.last_root, RemoveReason::kErased, removed);
+    Unlink(record.last_root, RemoveReason::kErased, removed);
   }
   return false;
 }
 
 Slot BlockTable::NextVisible(Slot first, size_t steps, Nanos now, Slot* next) const {
-  for (Slot slot = first; slot < slots_; ++slot) {
+  for (Slot slot = first; slot < blocks_.used(); ++slot) {
     if (steps-- == 0) {
       *next = slot;
       return kNoSlot;
@@ -466,19 +517,13 @@ bool BlockTable::RemoveExpired(size_t steps, Nanos now, Removed* removed) {
   return false;
 }
 
-CacheStats BlockTable::Stats(Nanos now) const {
+CacheStats BlockTable::Stats(Nanos now, std::vector<NamespaceStats> namespaces) const {
   CacheStats stats;
-  for (size_t id = 0; id < namespaces_.size(); ++id) {
-    const NamespaceRecord& ns = namespaces_[id];
-    CacheCounters counters = ns.counters;
-    counters.compute_saved = absl::Seconds(ns.compute_saved);
-    stats.namespaces.push_back({static_cast<uint32_t>(id), ns.model, counters, ns.usage});
-    stats.counters += counters;
-    stats.usage += ns.usage;
-  }
-  stats.usage.bytes_in_use = charged_;
-  stats.capacity_bytes = capacity_;
-  stats.peak_bytes = peak_;
+  stats.namespaces = std::move(namespaces);
+  stats.counters = namespaces_.departed();
+  stats.usage.bytes_in_use = budget_.charged();
+  stats.capacity_bytes = budget_.capacity();
+  stats.peak_bytes = budget_.peak();
   stats.max_blocks = max_blocks_;
   stats.leases = pins();
   if (pins() > 0) stats.longest_pinned = absl::Nanoseconds(now - pins_.oldest());

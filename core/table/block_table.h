@@ -4,9 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
-#include <string>
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
@@ -24,22 +22,19 @@
 #include "kvcache/core/storage/extent.h"
 #include "kvcache/core/table/block.h"
 #include "kvcache/core/table/block_options.h"
+#include "kvcache/core/table/budget.h"
+#include "kvcache/core/table/namespaces.h"
 #include "kvcache/core/table/pin_list.h"
+#include "kvcache/core/table/pool.h"
+#include "kvcache/core/table/removed.h"
 
 namespace kvcache::internal {
 
-// What is done to blocks in one hold of the lock, at most.
-inline constexpr size_t kBlocksPerLock = 256;
-
-// Extents that no block has any more, for the cache to free without its lock and then to settle by
-// BlockTable::Freed().
-struct Removed {
-  absl::InlinedVector<Extent, 8> extents;
-  size_t bytes = 0;   // of all of them, as charged to the budget
-  size_t reused = 0;  // among them: charged to the newcomer that they made room for already
-  bool more = false;  // RemoveRetired() has something to do
-
-  bool empty() const { return bytes == 0 && !more; }
+enum class Room : uint8_t {
+  kMade,
+  kNothingToEvict,
+  kRefusedByPolicy,
+  kStepByStep,  // takes more than may be done in one hold of the lock
 };
 
 // Blocks by key and by slot, their tree, their pins, their deadlines, the eviction order and the
@@ -52,26 +47,54 @@ struct Removed {
 // with up to kUnfinishedAncestors unfinished ones between them; farther ones learn of each other
 // when what is between is finished or removed. A block that becomes visible behind so many of its
 // descendants that kMostClipped blocks would have to be visited is dropped, and they with it.
+//
+// Allocates nothing but in its constructor: what a call needs is made without the lock before it,
+// see Supplies and PartMemory, and what it no longer needs is in Removed.
 class BlockTable {
  public:
-  // Bytes are charged to the budget in multiples of `alignment`, a power of two.
+  // Allocates what it takes to find and to evict max_blocks blocks. Bytes are charged to the budget
+  // in multiples of `alignment`, a power of two.
   BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks, bool keeps_checksums,
              EvictionPolicy& policy);
 
-  // --- Namespaces. Those that take an id abort unless it is known.
-  NamespaceId AddNamespace(std::string model);
-  size_t namespaces() const { return namespaces_.size(); }
-  bool Knows(NamespaceId ns) const { return static_cast<size_t>(ns) < namespaces_.size(); }
-  CacheCounters& counters(NamespaceId ns) { return namespaces_[static_cast<size_t>(ns)].counters; }
+  // --- Memory for blocks to come. To be asked for under the lock, made without it, and added.
+  using Blocks = Pool<Block, &Block::next_sibling, 1024>;
+  using Writes = Pool<BlockWrite, &BlockWrite::next_spare, 256>;
+  struct Needs {
+    size_t blocks = 0;  // to reserve; each is pinned, too
+    size_t pins = 0;
+    size_t namespaces = 0;
+  };
+  struct Supplies {
+    // Throws std::bad_alloc.
+    void Make();
+
+    bool lacks_blocks = false;
+    bool lacks_writes = false;
+    bool lacks_pins = false;
+    bool lacks_namespaces = false;
+    Blocks::Chunk blocks = nullptr;
+    Writes::Chunk writes = nullptr;
+    PinList::Records::Chunk pins = nullptr;
+    Namespaces::Records::Chunk namespaces = nullptr;
+  };
+  // Whether something has to be supplied first.
+  bool Lacks(const Needs& needs, Supplies* supplies) const;
+  void Add(Supplies supplies);
+
+  // --- Namespaces. What takes an id REQUIRES that it is known.
+  Namespaces& namespaces() { return namespaces_; }
+  const Namespaces& namespaces() const { return namespaces_; }
+  bool Knows(NamespaceId ns) const { return namespaces_.Knows(ns); }
+  CacheCounters& counters(NamespaceId ns) { return namespaces_[Namespaces::NumberOf(ns)].counters; }
+  CacheCounters& CountersOf(const Block& b) { return record(b).counters; }
   void CountSaved(NamespaceId ns, double seconds) {
-    namespaces_[static_cast<size_t>(ns)].compute_saved += seconds;
+    namespaces_[Namespaces::NumberOf(ns)].compute_saved += seconds;
   }
 
   // --- Finding
-  Block& block(Slot slot) { return chunks_[slot / kBlocksPerChunk][slot % kBlocksPerChunk]; }
-  const Block& block(Slot slot) const {
-    return chunks_[slot / kBlocksPerChunk][slot % kBlocksPerChunk];
-  }
+  Block& block(Slot slot) { return blocks_[slot]; }
+  const Block& block(Slot slot) const { return blocks_[slot]; }
   // The block of a key if it lives, else kNoSlot.
   Slot Find(const BlockKey& key, Nanos now) const;
   // The same, but removes it when it does not live any more.
@@ -99,6 +122,7 @@ class BlockTable {
   }
 
   // --- Pins and touches
+  // REQUIRES: supplies for a pin, or the block is pinned already.
   void Pin(Slot slot, Nanos now);
   void Unpin(Slot slot, Removed* removed);
   // Blocks that the policy does not know are left out.
@@ -122,19 +146,46 @@ class BlockTable {
     if (levels_ != nullptr) EndPrioritiesThatAreOver(now);
   }
 
-  // --- Writing
-  enum class Room { kMade, kNothingToEvict, kRefusedByPolicy };
-  // Removes what has expired until a block of these bytes fits. Any slot may go.
-  void RemoveExpiredFor(size_t bytes, Nanos now, Removed* removed);
+  // --- Making room
+  using Room = internal::Room;
+  // Removes what has expired until a block of these bytes fits. Any slot may go. Returns false when
+  // there is more to do than one hold of the lock may.
+  bool RemoveExpiredFor(size_t bytes, Nanos now, Removed* removed);
   // Makes room for a block of these bytes, and a slot for it, by evicting; evicts nothing if that
-  // does not suffice. On kMade the room is charged already and Insert() must follow.
-  Room MakeRoom(size_t bytes, Slot parent, const EntryInfo& incoming, Removed* removed);
+  // does not suffice. `credit` bytes are charged for it already. On kMade all of the room is, and
+  // Insert() must follow.
+  Room MakeRoom(size_t bytes, Slot parent, const EntryInfo& incoming, size_t credit,
+                Removed* removed);
   // Evicts one more block of up to `max_bytes`; returns its bytes, or 0.
   size_t EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed* removed);
+
+  // MakeRoom() in steps, for room that takes more than kBlocksPerLock blocks: one caller at a time
+  // chooses victims until they suffice, and then evicts them or takes them back, some in each hold
+  // of the lock. In between anything may happen to a chosen block, except that nobody else evicts
+  // it: one that is hit, leased or given a child is passed over in the end.
+  //
+  // Chooses until `bytes` are chosen, up to kBlocksPerLock steps, but not `parent`; adds them to
+  // `victims`, which has room for as many more, and their bytes to *chosen.
+  Room ChooseMore(const EntryInfo& incoming, Slot parent, size_t bytes, std::vector<Slot>* victims,
+                  size_t* chosen);
+  // Evicts up to kBlocksPerLock of them, the first ones, and takes them out of `victims`; returns
+  // their bytes.
+  size_t EvictChosen(absl::Span<const Slot>* victims, Removed* removed);
+  void TakeBackChosen(absl::Span<const Slot>* victims);
+
+  // --- Writing
+  // Memory of a block, for its parts; empty where none is needed.
+  struct PartMemory {
+    // Throws std::bad_alloc.
+    PartMemory(uint32_t parts, bool keeps_checksums);
+    std::unique_ptr<uint64_t[]> checksums;
+    std::unique_ptr<uint64_t[]> sets;
+  };
   // A block in kWriting, pinned. It has no extent yet, unless one of the victims left one that fits
-  // exactly: that is taken out of `removed` again.
+  // exactly: that is taken out of `removed` again. REQUIRES: supplies for a block; `memory` is for
+  // size.parts.
   Slot Insert(const BlockKey& key, BlockSize size, const PutOptions& options, Slot parent,
-              Nanos ttl, bool replacement, Nanos now, Removed* removed);
+              Nanos ttl, bool replacement, PartMemory memory, Nanos now, Removed* removed);
   void SetExtent(Slot slot, const Extent& extent);
   // Its extent, of size 0 while it has none.
   Extent ExtentOf(Slot slot) const {
@@ -151,7 +202,7 @@ class BlockTable {
   // REQUIRES: the block is being written, or partial.
   BlockWrite& WriteOf(const Block& b) { return writes_[b.write]; }
   const BlockWrite& WriteOf(const Block& b) const { return writes_[b.write]; }
-  // Lets a partial block be written on; pins it.
+  // Lets a partial block be written on; pins it. REQUIRES: supplies for a pin.
   void Resume(Slot slot, Nanos ttl, Nanos now);
 
   // See WriteLease. ClaimPart comes first and checks; then either FinishPart, or AwaitCopy and
@@ -173,10 +224,11 @@ class BlockTable {
   void Unlink(Slot slot, RemoveReason reason, Removed* removed);
   // Removes up to `steps` descendants of removed blocks; sets removed->more when that was not all.
   void RemoveRetired(size_t steps, Removed* removed);
-  // Nobody finds what is in the namespace now. Returns how many visible blocks that were.
+  // Nobody finds what is in the namespace, or in any, now. Returns how many blocks that were.
   size_t StartErase(NamespaceId ns);
-  // Removes up to `steps` of them; false when there are no more.
-  bool ContinueErase(NamespaceId ns, size_t steps, Removed* removed);
+  void StartClear() { namespaces_.EraseAll(); }
+  // Removes up to `steps` blocks of a namespace that are erased; false when there are no more.
+  bool ContinueErase(uint32_t ns, size_t steps, Removed* removed);
   // The first complete or partial block of the slots from `first` on that lives, of up to `steps`
   // slots; sets *next to where to go on, or to kNoSlot behind the last slot.
   Slot NextVisible(Slot first, size_t steps, Nanos now, Slot* next) const;
@@ -186,52 +238,38 @@ class BlockTable {
 
   // --- Deadlines and budget
   void Extend(Slot slot, Nanos deadline);
-  size_t Charge(size_t bytes) const { return (bytes + alignment_ - 1) & ~(alignment_ - 1); }
-  size_t capacity() const { return capacity_; }
-  // What is removed but not yet freed.
-  size_t bytes_being_freed() const { return being_freed_; }
-  void Freed(const Removed& removed);
-  // Evicts until `capacity` bytes suffice, or nothing; on success nothing grows beyond it any more.
-  bool Shrink(size_t capacity, Nanos now, Removed* removed);
+  size_t Charge(size_t bytes) const { return budget_.Charge(bytes); }
+  Budget& budget() { return budget_; }
+  const Budget& budget() const { return budget_; }
+  void Freed(const Removed& removed) { budget_.Freed(removed); }
+  // A new capacity, once no more than that is charged.
   void SetCapacity(size_t capacity);
+  // What could be evicted at most: all that is visible and not pinned.
+  size_t loose_bytes() const { return loose_bytes_; }
 
   size_t pins() const { return pins_.pins(); }
-  // Everything but the names of backend and policy.
-  CacheStats Stats(Nanos now) const;
+  // Everything but the names of backend and policy, and what each of the namespaces adds.
+  CacheStats Stats(Nanos now, std::vector<NamespaceStats> namespaces) const;
 
  private:
-  struct NamespaceRecord {
-    std::string model;
-    CacheCounters counters;    // compute_saved is below
-    double compute_saved = 0;  // seconds
-    CacheUsage usage;
-    uint32_t epoch = 0;
-    // The list of blocks without parents, newest first: so those of older epochs are at its end.
-    Slot first_root = kNoSlot;
-    Slot last_root = kNoSlot;
-  };
-
-  static constexpr size_t kBlocksPerChunk = 1024;
   static constexpr size_t kUnfinishedAncestors = 16;
   static constexpr size_t kMostClipped = 1024;
 
-  NamespaceRecord& record(const Block& b) { return namespaces_[static_cast<size_t>(b.ns)]; }
-  const NamespaceRecord& record(const Block& b) const {
-    return namespaces_[static_cast<size_t>(b.ns)];
-  }
+  NamespaceRecord& record(const Block& b) { return namespaces_[b.ns]; }
+  const NamespaceRecord& record(const Block& b) const { return namespaces_[b.ns]; }
+  bool Erased(const Block& b) const { return b.epoch != namespaces_.EpochOf(record(b)); }
 
   Slot FindIndexed(const BlockKey& key) const {
     return index_.Find(mixer_(key.bytes), [&](Slot slot) { return block(slot).key == key; });
   }
   EntryInfo InfoOf(const Block& b, Nanos now) const;
   void EndPrioritiesThatAreOver(Nanos now);
-  BlockWrite& StartWrite(Block& b);
-  void EndWrite(Block& b);
+  void EndWrite(Block& b, Removed* removed);
   // A block that is being written lives no longer than its parent, nor than those above that, up to
   // the first that is finished.
   Nanos DeadlineOfParent(const Block& b) const;
   bool Lives(const Block& b, Nanos now) const {
-    if (b.epoch != record(b).epoch) return false;
+    if (Erased(b)) return false;
     if (b.parent != kNoSlot && block(b.parent).state == Block::State::kRemoved) return false;
     return now < b.deadline && (b.visible() || now < DeadlineOfParent(b));
   }
@@ -240,19 +278,22 @@ class BlockTable {
   bool Evictable(const Block& b) const { return b.visible() && !b.pinned() && b.children == 0; }
   void UnparkIfEvictable(Slot slot);
 
-  bool Fits(size_t charge, size_t victim_bytes, const Removed& removed) const;
-  Slot TakeSlot();
-  bool HasSlot() const { return free_slot_ != kNoSlot || slots_ < max_blocks_; }
-  void FreeSlotIfUnused(Slot slot);
+  bool HasSlot() const { return blocks_.spare() > 0; }
+  void FreeSlotIfUnused(Slot slot, Removed* removed);
 
   void LinkSibling(Slot slot);
   void UnlinkSibling(Slot slot);
   void ChildGone(Slot parent);
 
-  // Chooses victims until `enough()`; takes all of them back and returns what the policy said when
-  // it does not come to that. Leaves them in victims_.
+  // Chooses one more victim, or parks what the policy offers and cannot go.
+  enum class Step { kChosen, kParked, kNothingToEvict, kRefusedByPolicy };
+  Step ChooseOne(const EntryInfo& incoming, Slot* victim);
+  void ParkChosen(Slot slot);
+  // Chooses victims until `enough()`; takes all of them back and says why when it does not come to
+  // that. Leaves them in victims_, the last of them still ordered.
   Room ChooseVictims(const EntryInfo& incoming,
                      absl::FunctionRef<bool(size_t victims, size_t bytes)> enough);
+  void TakeBack(Slot slot);
   void TakeVictimsBack();
   void EvictVictims(Removed* removed);
 
@@ -272,28 +313,20 @@ class BlockTable {
 
   EvictionPolicy* policy_;  // levels_, once there are any
   std::unique_ptr<PriorityLevels> levels_;
-  const size_t alignment_;
   const size_t max_blocks_;
   const bool keeps_checksums_;
 
-  std::vector<std::unique_ptr<Block[]>> chunks_;
-  std::vector<Slot> victims_;  // of the call under way
-  size_t slots_ = 0;           // ever taken
-  Slot free_slot_ = kNoSlot;   // list through next_sibling
+  Blocks blocks_;
+  Writes writes_;  // by Block::write
+  PinList pins_;
+  Namespaces namespaces_;
+  std::vector<Slot> victims_;  // of the call under way, up to kBlocksPerLock
   const KeyMixer mixer_;
   SlotIndex index_;
-  std::vector<NamespaceRecord> namespaces_;
   SlotHeap<Nanos> deadlines_;  // of visible blocks that have one
   Slot retired_ = kNoSlot;     // stack through next_sibling
-  PinList pins_;
-  std::deque<BlockWrite> writes_;  // by Block::write
-  std::vector<uint32_t> spare_writes_;
-
-  size_t capacity_;     // as told to everybody
-  size_t limit_;        // what newcomers must keep to: lower while a Resize frees
-  size_t charged_ = 0;  // never less than what the backend has handed out
-  size_t being_freed_ = 0;
-  size_t peak_ = 0;
+  Budget budget_;
+  size_t loose_bytes_ = 0;
 };
 
 }  // namespace kvcache::internal

@@ -8,9 +8,16 @@
 
 namespace kvcache::internal {
 
+BlockTable::PartMemory::PartMemory(uint32_t parts, bool keeps_checksums) {
+  if (keeps_checksums && parts > 1) checksums = std::make_unique<uint64_t[]>(parts);
+  const size_t words = 3 * PartSet::WordsBeyond(parts);
+  if (words > 0) sets = std::make_unique<uint64_t[]>(words);
+}
+
 Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& options, Slot parent,
-                        Nanos ttl, bool replacement, Nanos now, Removed* removed) {
-  const Slot slot = TakeSlot();
+                        Nanos ttl, bool replacement, PartMemory memory, Nanos now,
+                        Removed* removed) {
+  const Slot slot = blocks_.Take();
   Block& b = block(slot);
   b.key = key;
   b.bytes = size.bytes;
@@ -18,40 +25,36 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
   b.recompute_cost = SecondsOf(options.recompute_cost);
   b.parent = parent;
   b.depth = parent == kNoSlot ? 0 : block(parent).depth + 1;
-  b.ns = options.ns;
+  b.ns = Namespaces::NumberOf(options.ns);
   NamespaceRecord& ns = record(b);
-  b.epoch = ns.epoch;
+  namespaces_.AddSlot(b.ns);
+  b.epoch = namespaces_.EpochOf(ns);
   b.state = Block::State::kWriting;
-  BlockWrite& write = StartWrite(b);
+  if (keeps_checksums_ && b.parts > 1) b.checksums = memory.checksums.release();
+  b.write = writes_.Take();
+  BlockWrite& write = writes_[b.write];
+  write = BlockWrite();
   write.ttl = ttl;
-  write.claimed.Reset(size.parts);
-  write.committed.Reset(size.parts);
-  write.failed.Reset(size.parts);
-  write.committed_parts = write.copies = 0;
+  write.keep_priority_for = LengthOf(options.keep_priority_for);
   write.chain_blocks = options.chain_blocks;
   write.priority = options.priority;
-  write.keep_priority_for = LengthOf(options.keep_priority_for);
-  write.leased = true;
-  write.keep = write.progress = false;
-  if (keeps_checksums_ && b.parts > 1) b.checksums = new uint64_t[b.parts]();
-  ns.usage.bytes_in_use += Charge(b.bytes);
+  write.sets = memory.sets.release();
+  const size_t beyond = PartSet::WordsBeyond(size.parts);
+  write.claimed.Reset(size.parts, write.sets);
+  write.committed.Reset(size.parts, write.sets + beyond);
+  write.failed.Reset(size.parts, write.sets + 2 * beyond);
+  const size_t charge = Charge(b.bytes);
+  ns.usage.bytes_in_use += charge;
   LinkSibling(slot);
   if (!replacement) {
     b.indexed = true;
     index_.Insert(mixer_(b.key.bytes), slot);
-    ++ns.usage.blocks;
+    namespaces_.CountBlock(ns);
   }
   Pin(slot, now);
-
-  const size_t charge = Charge(b.bytes);
-  const auto fits = std::find_if(removed->extents.begin(), removed->extents.end(),
-                                 [charge](const Extent& extent) { return extent.size == charge; });
-  if (fits != removed->extents.end()) {
-    SetExtent(slot, *fits);
-    removed->extents.erase(fits);
-    removed->bytes -= charge;
-    removed->reused -= charge;
-    being_freed_ -= charge;
+  if (Extent extent; removed->TakeOfSize(charge, &extent)) {
+    SetExtent(slot, extent);
+    budget_.TakeOver(charge, removed);
   }
   return slot;
 }
@@ -63,28 +66,21 @@ void BlockTable::SetExtent(Slot slot, const Extent& extent) {
   b.has_extent = true;
 }
 
-BlockWrite& BlockTable::StartWrite(Block& b) {
-  if (spare_writes_.empty()) {
-    spare_writes_.push_back(static_cast<uint32_t>(writes_.size()));
-    writes_.emplace_back();
-  }
-  b.write = spare_writes_.back();
-  spare_writes_.pop_back();
-  return writes_[b.write];
-}
-
-void BlockTable::EndWrite(Block& b) {
-  if (b.write != Block::kNone) spare_writes_.push_back(std::exchange(b.write, Block::kNone));
+void BlockTable::EndWrite(Block& b, Removed* removed) {
+  if (b.write == Block::kNone) return;
+  removed->Keep(std::exchange(WriteOf(b).sets, nullptr));
+  writes_.Give(std::exchange(b.write, Block::kNone));
 }
 
 void BlockTable::Resume(Slot slot, Nanos ttl, Nanos now) {
   Block& b = block(slot);
   KVCACHE_CHECK(b.state == Block::State::kPartial, "slot ", slot, " is not partial");
+  if (!b.pinned()) loose_bytes_ -= Charge(b.bytes);
   b.state = Block::State::kWriting;
   WriteOf(b).ttl = ttl;
   WriteOf(b).leased = true;
   WriteOf(b).progress = false;
-  WriteOf(b).failed.Reset(b.parts);
+  WriteOf(b).failed.Clear(b.parts);
   b.early_below = b.first_child != kNoSlot;  // may get an earlier deadline than it had
   // What was written but not committed counts for nothing now.
   for (uint32_t part = 0; keeps_checksums_ && part < b.parts; ++part) {
@@ -242,20 +238,21 @@ void BlockTable::MakeVisible(Slot slot, Block::State state, Nanos now, Removed* 
     if (old != kNoSlot) Unlink(old, RemoveReason::kReplaced, removed);
     b.indexed = true;
     index_.Insert(mixer_(b.key.bytes), slot);
-    ++ns.usage.blocks;
+    namespaces_.CountBlock(ns);
   }
   const Nanos own = WriteOf(b).progress ? After(now, WriteOf(b).ttl) : b.deadline;
   SetDeadline(slot, std::min(own, DeadlineOfParent(b)));
   if (!ClipDescendants(slot)) return Unlink(slot, RemoveReason::kAborted, removed);
   NoteEarly(b);
   b.state = state;
+  if (!b.pinned()) loose_bytes_ += Charge(b.bytes);
   if (!b.admitted) {
     EndPriorities(now);
     policy_->Admit(slot, InfoOf(b, now));
     b.admitted = true;
   }
   if (state == Block::State::kComplete) {
-    EndWrite(b);
+    EndWrite(b, removed);
     ++ns.usage.blocks_complete;
     ++ns.counters.blocks_written;
   }

@@ -238,6 +238,11 @@ ReferenceCache::Room ReferenceCache::MakeRoom(size_t bytes, size_t blocks, size_
   std::vector<Handle> victims;
   size_t bytes_left = BytesInUse();
   size_t blocks_left = resident_.size() + detached_.size();
+  size_t loose = 0;
+  for (const auto& [key, block] : resident_) {
+    if (block->visible() && block->pins == 0) loose += Charge(*block);
+  }
+  if (bytes_left + bytes > capacity + loose) return Room::kNone;
   while (bytes_left + bytes > capacity || blocks_left + blocks > options_.max_blocks) {
     const Handle victim = FirstVictim(spared, victims);
     if (victim == nullptr) return Room::kNone;
@@ -298,14 +303,17 @@ absl::StatusOr<ReferenceCache::Handle> ReferenceCache::Reserve(const BlockKey& k
   }
   if (options.parent.has_value()) {
     block->parent = Find(*options.parent);
-    if (block->parent == nullptr || block->parent->ns != options.ns) {
-      return absl::FailedPreconditionError("");
-    }
+    if (block->parent == nullptr) return absl::NotFoundError("");
+    if (block->parent->ns != options.ns) return absl::InvalidArgumentError("");
   }
   const Room room =
       MakeRoom(Charge(*block), 1, options_.capacity_bytes, block->parent, options.priority);
   if (room != Room::kMade) {
-    ++(room == Room::kRefused ? count.rejected_by_policy : count.rejected_pinned);
+    if (room == Room::kRefused) {
+      ++count.rejected_by_policy;
+      return absl::PermissionDeniedError("");
+    }
+    ++count.rejected_pinned;
     return absl::ResourceExhaustedError("");
   }
   resident_[key.bytes] = block;
