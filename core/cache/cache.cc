@@ -12,6 +12,8 @@
 #include "kvcache/core/advice/advisor.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/base/no_memory.h"
+#include "kvcache/core/cache/leased_copies.h"
+#include "kvcache/core/cache/scrubber.h"
 #include "kvcache/core/table/block_table.h"
 
 namespace kvcache {
@@ -69,7 +71,7 @@ absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options
       cache->advisor_ = std::make_unique<internal::Advisor>(options.advice, *cache->policy_, slots,
                                                             whole_units, cache->default_ttl_);
     }
-    cache->StartScrubber(options.scrub_bytes_per_second);
+    cache->scrubber_->Start(options.scrub_bytes_per_second);
     cache->backend_->OnFailure(
         [cache = cache.get()](const absl::Status& status) { cache->Fail(status); });
     return cache;
@@ -91,7 +93,8 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
       default_ttl_(internal::LengthOf(options.default_ttl)),
       keeps_checksums_(options.checksums && backend_->traits().stores_bytes),
       table_(std::make_unique<internal::BlockTable>(capacity_bytes, backend_->traits().alignment,
-                                                    max_blocks, keeps_checksums_, *policy_)) {
+                                                    max_blocks, keeps_checksums_, *policy_)),
+      scrubber_(std::make_unique<internal::Scrubber>(*this)) {
   internal::BlockTable::Supplies supplies;
   MutexLock lock(mu_);
   table_->Lacks({.blocks = 1, .namespaces = 1}, &supplies);
@@ -102,17 +105,10 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
 
 Cache::~Cache() {
   backend_->OnFailure(nullptr);
-  if (scrubber_.joinable()) {
-    {
-      MutexLock lock(mu_);
-      stopping_ = true;
-      stop_.NotifyAll();
-    }
-    scrubber_.join();
-  }
+  scrubber_->Stop();
+  internal::LeasedCopies(*this).Wait();
   {
     MutexLock lock(mu_);
-    while (in_flight_ > 0) changed_.Wait(mu_);
     KVCACHE_CHECK(table_->pins() == 0, table_->pins(),
                   " leases outlive the cache that they came from");
   }
@@ -488,9 +484,10 @@ void Cache::Drain() {
     }
     Free(removed);
   }
-  MutexLock lock(mu_);
-  while (in_flight_ > 0) changed_.Wait(mu_);
+  internal::LeasedCopies(*this).Wait();
 }
+
+size_t Cache::Scrub(size_t bytes) { return scrubber_->Scrub(bytes); }
 
 CacheStats Cache::stats() const {
   CacheStats stats;
@@ -525,7 +522,7 @@ CacheStats Cache::stats() const {
   if (advisor_ != nullptr) {
     stats.advice = advisor_->Advise({stats.counters.block_lookups, stats.counters.block_hits});
   }
-  stats.scrubbed_bytes = scrubbed_bytes_;
+  stats.scrubbed_bytes = scrubber_->scrubbed_bytes();
   stats.backend = backend_->traits().name;
   stats.policy = policy_->name();
   stats.backend_stats = backend_->stats();

@@ -2,14 +2,12 @@
 #ifndef KVCACHE_CORE_CACHE_CACHE_H_
 #define KVCACHE_CORE_CACHE_CACHE_H_
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
 #include <set>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -35,7 +33,9 @@ namespace internal {
 class Advisor;
 class BlockTable;
 class Budget;
+class LeasedCopies;
 class Removed;
+class Scrubber;
 enum class Room : uint8_t;
 using Nanos = int64_t;
 }  // namespace internal
@@ -206,11 +206,11 @@ class Cache {
   CacheStats stats() const;
 
  private:
-  friend class PagedCache;   // copies many blocks at once
   friend class PrefixCache;  // replaces blocks
   friend class ReadLease;
   friend class WriteLease;
-  class CopyPin;
+  friend class internal::LeasedCopies;
+  friend class internal::Scrubber;
 
   internal::Nanos Now() const;
 
@@ -267,15 +267,6 @@ class Cache {
   // Forgets the ids of namespaces that were given back, so that their numbers can be used again.
   void ForgetDeparted() ABSL_EXCLUSIVE_LOCKS_REQUIRED(names_mu_);
 
-  // Drops a pinned block when a copy out of it found that its bytes have changed.
-  void DropIfCorrupt(Slot slot, const absl::Status& copied);
-  // A lease on the next block to scrub and which of its parts are committed; holds nothing behind
-  // the last one, or when the cache goes.
-  ReadLease PinNext(std::vector<bool>* committed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(scrub_mu_);
-  // Compares one block; returns its bytes. Goes back to the first one behind the last.
-  size_t ScrubOne(bool* wrapped) ABSL_EXCLUSIVE_LOCKS_REQUIRED(scrub_mu_);
-  void StartScrubber(size_t bytes_per_second);
-  void ScrubInBackground(size_t bytes_per_second);
   // Whether this processor can read and write blocks in place.
   bool host_addressable() const {
     const BackendTraits& traits = backend_->traits();
@@ -325,11 +316,6 @@ class Cache {
   bool RoomComes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   static absl::Status UnknownNamespace(absl::string_view argument, NamespaceId ns);
-  void CountRead(Slot slot, size_t bytes);
-
-  // Pins a block that is pinned already for as long as the result lives. The cache's destructor
-  // waits for its end, and so does the write of the block when the copy goes into it.
-  std::shared_ptr<void> PinForCopy(Slot slot, bool into_block = false);
 
   const std::unique_ptr<StorageBackend> backend_;
   const std::unique_ptr<EvictionPolicy> policy_;
@@ -347,17 +333,11 @@ class Cache {
   std::set<std::string> models_ ABSL_GUARDED_BY(names_mu_);                    // never shrinks
   absl::flat_hash_map<BlockKey, NamespaceId> ids_ ABSL_GUARDED_BY(names_mu_);  // by root key
   bool stepping_ ABSL_GUARDED_BY(mu_) = false;  // some blocks are chosen and may be taken back
-  size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;   // copies that hold pins
+  size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;   // batches of copies
   absl::Status failed_ ABSL_GUARDED_BY(mu_);    // why the backend has
 
-  // Scrubbing. Its lock comes before mu_.
-  Mutex scrub_mu_;
-  Slot next_scrubbed_ ABSL_GUARDED_BY(scrub_mu_) = 0;
-  std::atomic<uint64_t> scrubbed_bytes_ = 0;
-  Slot scrubbed_ ABSL_GUARDED_BY(mu_) = kNoSlot;  // pinned to be compared
-  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  CondVar stop_;
-  std::thread scrubber_;
+  const std::unique_ptr<internal::Scrubber> scrubber_;
+  Slot scrubbed_ ABSL_GUARDED_BY(mu_) = kNoSlot;  // pinned only to be compared
 };
 
 }  // namespace kvcache

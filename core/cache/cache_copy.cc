@@ -11,6 +11,7 @@
 #include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/cache/cache.h"
 #include "kvcache/core/cache/check_sizes.h"
+#include "kvcache/core/cache/leased_copies.h"
 #include "kvcache/core/table/block_table.h"
 
 namespace kvcache {
@@ -50,47 +51,6 @@ Transfer Renumbered(Transfer copies, absl::Span<const uint32_t> ops,
 }
 
 }  // namespace
-
-class Cache::CopyPin {
- public:
-  CopyPin(Cache* cache, Slot slot, bool into_block)
-      : cache_(*cache), slot_(slot), into_block_(into_block) {
-    MutexLock lock(cache_.mu_);
-    cache_.table_->Pin(slot_, cache_.Now());
-    if (into_block_) cache_.table_->AwaitCopy(slot_);
-    ++cache_.in_flight_;
-  }
-  ~CopyPin() {
-    cache_
-        .Change([this](BlockTable& table, Nanos now, Removed* removed) {
-          if (into_block_) table.EndCopy(slot_, now, removed);
-          table.Unpin(slot_, removed);
-          return absl::OkStatus();
-        })
-        .IgnoreError();
-    MutexLock lock(cache_.mu_);
-    --cache_.in_flight_;
-    cache_.changed_.NotifyAll();
-  }
-  CopyPin(const CopyPin&) = delete;
-  CopyPin& operator=(const CopyPin&) = delete;
-
- private:
-  Cache& cache_;
-  const Slot slot_;
-  const bool into_block_;
-};
-
-std::shared_ptr<void> Cache::PinForCopy(Slot slot, bool into_block) {
-  return std::make_shared<CopyPin>(this, slot, into_block);
-}
-
-// --- Batches
-
-void Cache::CountRead(Slot slot, size_t bytes) {
-  MutexLock lock(mu_);
-  table_->CountersOf(table_->block(slot)).bytes_read += bytes;
-}
 
 Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) {
   absl::InlinedVector<ReadLease, kInlineRequests> leases(requests.size());
@@ -146,42 +106,39 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
                       leases[i].ChecksumsOf(0, leases[i].parts_)});
     numbers.push_back(i);
   }
+  const internal::LeasedCopies leased(*this);
   Transfer copied = backend_->Read(copies, stream);
   const bool all_found = copies.size() == requests.size();
   if (copied.Done()) {
     for (size_t op = 0; op < numbers.size(); ++op) {
-      DropIfCorrupt(leases[numbers[op]].slot_, copied.result(op));
+      leased.DropIfCorrupt(leases[numbers[op]].slot_, copied.result(op));
     }
     Release(absl::MakeSpan(leases));
     if (all_found) return copied;
     for (size_t op = 0; op < numbers.size(); ++op) results[numbers[op]] = copied.result(op);
     return Transfer::Completed(std::vector<absl::Status>(results.begin(), results.end()));
   }
-  struct Read {
-    Slot slot = kNoSlot;
-    std::shared_ptr<void> pin;
-  };
-  const auto reads = std::make_shared<std::vector<Read>>(requests.size());
   std::vector<Slot> slots;
-  for (uint32_t i : numbers) {
-    (*reads)[i] = {leases[i].slot_, PinForCopy(leases[i].slot_)};
-    slots.push_back(leases[i].slot_);
-  }
+  for (uint32_t i : numbers) slots.push_back(leases[i].slot_);
+  std::shared_ptr<void> pins = leased.Pin(slots);
+  Release(absl::MakeSpan(leases));
   if (all_found) {
-    copied.Keep(reads);
-    copied.OnOpDone(
-        [this, slots](size_t op, const absl::Status& status) { DropIfCorrupt(slots[op], status); });
-    Release(absl::MakeSpan(leases));
+    copied.Keep(std::move(pins));
+    copied.OnOpDone([leased, slots = std::move(slots)](size_t op, const absl::Status& status) {
+      leased.DropIfCorrupt(slots[op], status);
+    });
     return copied;
   }
-  Release(absl::MakeSpan(leases));
-  // An op of a result with misses ends when its pin has gone.
-  return Renumbered(std::move(copied), numbers, parts, results,
-                    [this, reads](uint32_t i, const absl::Status& status) {
-                      DropIfCorrupt((*reads)[i].slot, status);
-                      (*reads)[i].pin.reset();
-                      return status;
-                    });
+  std::vector<Slot> slot_of(requests.size(), kNoSlot);
+  for (size_t op = 0; op < numbers.size(); ++op) slot_of[numbers[op]] = slots[op];
+  Transfer read =
+      Renumbered(std::move(copied), numbers, parts, results,
+                 [leased, slot_of = std::move(slot_of)](uint32_t i, const absl::Status& status) {
+                   leased.DropIfCorrupt(slot_of[i], status);
+                   return status;
+                 });
+  read.Keep(std::move(pins));
+  return read;
 }
 
 absl::Status Cache::Put(const BlockKey& key, BlockSize size, absl::Span<const ConstBytes> source,
@@ -194,12 +151,8 @@ absl::Status Cache::Put(const BlockKey& key, BlockSize size, absl::Span<const Co
 }
 
 Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
-  // Lives until the last copy has ended.
-  struct Write {
-    WriteLease lease;
-    std::shared_ptr<void> pin;
-  };
-  auto writes = std::make_shared<std::vector<Write>>(requests.size());
+  // They live until the last copy has ended.
+  auto writes = std::make_shared<std::vector<WriteLease>>(requests.size());
   std::vector<absl::Status> results(requests.size());
   std::vector<WriteOp> copies;
   std::vector<uint32_t> numbers;
@@ -215,19 +168,14 @@ Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
         {lease->extent_, 0, request.source, request.source_space, 0,
          absl::MakeSpan(lease->checksums_, lease->checksums_ == nullptr ? 0 : lease->parts_)});
     numbers.push_back(i);
-    (*writes)[i].lease = *std::move(lease);
+    (*writes)[i] = *std::move(lease);
   }
   Transfer copied = backend_->Write(copies, stream);
   const auto end = [writes](uint32_t i, const absl::Status& status) {
-    Write& write = (*writes)[i];
-    absl::Status result = status;
-    if (status.ok()) {
-      result = write.lease.Commit();
-    } else {
-      write.lease.Abort();
-    }
-    write.pin.reset();
-    return result;
+    WriteLease& lease = (*writes)[i];
+    if (status.ok()) return lease.Commit();
+    lease.Abort();
+    return status;
   };
   if (copied.Done()) {
     for (size_t op = 0; op < numbers.size(); ++op) {
@@ -235,9 +183,11 @@ Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
     }
     return Transfer::Completed(std::move(results));
   }
-  for (uint32_t i : numbers) (*writes)[i].pin = PinForCopy((*writes)[i].lease.slot_);
-  return Renumbered(std::move(copied), numbers, std::vector<uint32_t>(requests.size(), 0), results,
-                    end);
+  std::shared_ptr<void> in_flight = internal::LeasedCopies(*this).Pin({});
+  Transfer put = Renumbered(std::move(copied), numbers, std::vector<uint32_t>(requests.size(), 0),
+                            results, end);
+  put.Keep(std::move(in_flight));
+  return put;
 }
 
 }  // namespace kvcache

@@ -10,6 +10,7 @@
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/cache/cache.h"
 #include "kvcache/core/cache/check_sizes.h"
+#include "kvcache/core/cache/leased_copies.h"
 #include "kvcache/core/copy/checksum.h"
 #include "kvcache/core/storage/host_copy.h"
 #include "kvcache/core/table/block_table.h"
@@ -19,6 +20,7 @@ namespace kvcache {
 using internal::Block;
 using internal::BlockTable;
 using internal::CheckSizes;
+using internal::LeasedCopies;
 using internal::Nanos;
 using internal::Removed;
 
@@ -48,7 +50,7 @@ absl::Status ReadLease::ReleaseAfter(Stream stream) {
   if (work.Done()) {
     if (absl::Status status = work.Wait(); !status.ok()) return status;
   } else {
-    work.Keep(cache_->PinForCopy(slot_));
+    work.Keep(LeasedCopies(*cache_).Pin({slot_}));
   }
   Release();
   return absl::OkStatus();
@@ -73,12 +75,13 @@ Transfer ReadLease::ReadOps(absl::Span<const ReadOp> ops, size_t bytes_each, Str
       return Transfer::Completed(std::vector<absl::Status>(ops.size(), std::move(status)));
     }
   }
-  Transfer copies = cache_->backend_->Read(ops, stream);
-  if (!copies.Done()) copies.Keep(cache_->PinForCopy(slot_));
-  copies.OnOpDone([cache = cache_, slot = slot_](size_t, const absl::Status& status) {
-    cache->DropIfCorrupt(slot, status);
+  const LeasedCopies leased(*cache_);
+  Transfer copies = leased.backend().Read(ops, stream);
+  if (!copies.Done()) copies.Keep(leased.Pin({slot_}));
+  copies.OnOpDone([leased, slot = slot_](size_t, const absl::Status& status) {
+    leased.DropIfCorrupt(slot, status);
   });
-  cache_->CountRead(slot_, ops.size() * bytes_each);
+  leased.CountRead(slot_, ops.size() * bytes_each);
   return copies;
 }
 
@@ -131,7 +134,7 @@ absl::Status ReadLease::VerifyPart(uint32_t part) const {
   }
   if (ChecksumOf({this->part(part), bytes}) == checksums_[part]) return absl::OkStatus();
   absl::Status corrupt = CorruptBytes();
-  cache_->DropIfCorrupt(slot_, corrupt);
+  LeasedCopies(*cache_).DropIfCorrupt(slot_, corrupt);
   return corrupt;
 }
 
@@ -173,7 +176,7 @@ Transfer WriteLease::WriteAt(size_t offset, size_t bytes, uint32_t first_part, u
   }
   const WriteOp op = {extent_, offset, source, space, first_part, checksums};
   Transfer copy = cache_->backend_->Write({&op, 1}, stream);
-  if (!copy.Done()) copy.Keep(cache_->PinForCopy(slot_, /*into_block=*/true));
+  if (!copy.Done()) copy.Keep(LeasedCopies(*cache_).Pin({slot_}, LeasedCopies::Use::kWrite));
   return copy;
 }
 
@@ -294,7 +297,7 @@ absl::Status WriteLease::CommitAfter(uint32_t part, Transfer copy) {
       if (*checksum == 0) *checksum = ChecksumOf(bytes);
     };
   }
-  copy.OnDone([pin = cache_->PinForCopy(slot_), cache = cache_, slot = slot_, part,
+  copy.OnDone([pin = LeasedCopies(*cache_).Pin({slot_}), cache = cache_, slot = slot_, part,
                sum = std::move(sum)](const absl::Status& copied) mutable {
     if (copied.ok()) sum();
     cache

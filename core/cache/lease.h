@@ -18,6 +18,10 @@ namespace kvcache {
 
 class Cache;
 
+namespace internal {
+class LeasedCopies;
+}  // namespace internal
+
 // Pins a block, or one part of it, for reading: while it lives, the bytes do not move, change or
 // get used for anything else, whatever happens to the key. Move-only; must be gone before its cache
 // is. Thread-compatible; leases are independent of each other.
@@ -69,7 +73,7 @@ class ReadLease {
 
  private:
   friend class Cache;
-  friend class PagedCache;
+  friend class internal::LeasedCopies;
   friend class WriteLease;
   // A span for an op that carries `parts` parts from `part` on.
   absl::Span<const uint64_t> ChecksumsOf(uint32_t part, uint32_t parts) const {
@@ -150,7 +154,7 @@ class WriteLease {
 
  private:
   friend class Cache;
-  friend class PagedCache;
+  friend class internal::LeasedCopies;
   friend class PrefixCache;
   // Whether a part is the copy of one of another block, by their checksums; true when one is not
   // known. A copy that this processor has not seen gets the checksum of what it should be.

@@ -9,16 +9,18 @@
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/base/mutex.h"
 #include "kvcache/core/cache/cache_types.h"
+#include "kvcache/core/cache/leased_copies.h"
 #include "kvcache/core/stats/stats.h"
 #include "kvcache/core/storage/storage_backend.h"
 
 namespace kvcache {
 
+using internal::LeasedCopies;
+
 // A block that is being copied out of pages.
 struct PagedCache::Write {
   WriteLease lease;
   TokenRange tokens;
-  std::shared_ptr<void> pin = nullptr;
   uint32_t copies = 0;  // that have not ended
   bool failed = false;
 
@@ -29,7 +31,6 @@ struct PagedCache::Write {
     } else {
       lease.Commit().IgnoreError();
     }
-    pin.reset();
   }
 };
 
@@ -137,19 +138,16 @@ Transfer PagedCache::Copy(std::vector<Write> writes, absl::Span<const int32_t> p
       // Somebody may have written a part of the block, layer by layer.
       if (write.lease.committed(layer)) continue;
       const size_t part_bytes = write.lease.size() / write.lease.parts();
-      uint64_t* const checksum =
-          write.lease.checksums_ == nullptr ? nullptr : write.lease.checksums_ + layer;
-      if (checksum != nullptr) *checksum = 0;
-      ops.push_back({write.lease.extent_, layer * part_bytes, layer, write.tokens, checksum});
+      ops.push_back({LeasedCopies::ExtentOf(write.lease), layer * part_bytes, layer, write.tokens,
+                     LeasedCopies::NewChecksumOf(write.lease, layer)});
       write_of_op.push_back(i);
       ++write.copies;
     }
   }
   const auto shared = std::make_shared<std::vector<Write>>(std::move(writes));
-  Transfer copies = cache_.backend_->WritePages(pages_, page_table, ops, stream);
-  if (!copies.Done()) {
-    for (Write& write : *shared) write.pin = cache_.PinForCopy(write.lease.slot_);
-  }
+  const LeasedCopies leased(cache_);
+  Transfer copies = leased.backend().WritePages(pages_, page_table, ops, stream);
+  if (!copies.Done()) copies.Keep(leased.Pin({}));
   const auto mu = std::make_shared<Mutex>();
   copies.OnOpDone(
       [shared, mu, write_of_op = std::move(write_of_op)](size_t op, const absl::Status& status) {
@@ -201,8 +199,10 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
   const size_t blocks = match.blocks.size() - first_block;
   std::vector<PagedReadOp> ops;
   ops.reserve(blocks * pages_.layout.layers);
+  const LeasedCopies leased(cache_);
   std::vector<Slot> slots;
   slots.reserve(blocks);
+  size_t bytes_read = 0;
   for (size_t block = first_block; block < match.blocks.size(); ++block) {
     const ReadLease& lease = match.blocks[block];
     const size_t bytes = *pages_.layout.BlockBytes(TokensOf(block, in_blocks).count);
@@ -211,28 +211,25 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
           absl::StrCat("block ", block, " of the prompt: ", lease.size(), " bytes in ",
                        lease.parts(), " parts, expected ", bytes, " in ", pages_.layout.layers));
     }
-    slots.push_back(lease.slot_);
-    cache_.CountRead(slots.back(), lease.size());
+    slots.push_back(LeasedCopies::SlotOf(lease));
+    bytes_read += bytes;
   }
   for (uint32_t layer = 0; layer < pages_.layout.layers; ++layer) {
     for (size_t block = first_block; block < match.blocks.size(); ++block) {
       const ReadLease& lease = match.blocks[block];
-      const size_t part_bytes = lease.bytes_ / lease.parts_;
-      ops.push_back({lease.extent_, layer * part_bytes, layer, TokensOf(block, in_blocks),
-                     lease.checksums_ == nullptr ? 0 : lease.checksums_[layer],
+      const size_t part_bytes = lease.size() / lease.parts();
+      ops.push_back({LeasedCopies::ExtentOf(lease), layer * part_bytes, layer,
+                     TokensOf(block, in_blocks), LeasedCopies::ChecksumOf(lease, layer),
                      block == first_block ? first_token % options_.tokens_per_block : 0});
     }
   }
   if (!ops.empty()) {
-    loaded.copies = cache_.backend_->ReadPages(pages_, page_table, ops, stream);
-    if (!loaded.copies.Done()) {
-      const auto pins = std::make_shared<std::vector<std::shared_ptr<void>>>();
-      for (Slot slot : slots) pins->push_back(cache_.PinForCopy(slot));
-      loaded.copies.Keep(pins);
-    }
+    leased.CountRead(slots.front(), bytes_read);
+    loaded.copies = leased.backend().ReadPages(pages_, page_table, ops, stream);
+    if (!loaded.copies.Done()) loaded.copies.Keep(leased.Pin(slots));
     loaded.copies.OnOpDone(
-        [&cache = cache_, slots = std::move(slots)](size_t op, const absl::Status& status) {
-          cache.DropIfCorrupt(slots[op % slots.size()], status);
+        [leased, slots = std::move(slots)](size_t op, const absl::Status& status) {
+          leased.DropIfCorrupt(slots[op % slots.size()], status);
         });
   }
   cache_.Release(absl::MakeSpan(match.blocks));

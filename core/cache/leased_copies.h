@@ -1,0 +1,75 @@
+// LeasedCopies: copies of blocks by calls of the backend, while leases hold them. Internal to core.
+#ifndef KVCACHE_CORE_CACHE_LEASED_COPIES_H_
+#define KVCACHE_CORE_CACHE_LEASED_COPIES_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "kvcache/core/cache/lease.h"
+#include "kvcache/core/policy/slot.h"
+#include "kvcache/core/storage/extent.h"
+#include "kvcache/core/storage/storage_backend.h"
+
+namespace kvcache {
+
+class Cache;
+
+namespace internal {
+
+// For code that copies many blocks of a cache in one call of the backend: where the bytes of leased
+// blocks are, what keeps them there until the copies have ended, and what their end means. A view
+// of the cache, which must be alive; thread-safe.
+class LeasedCopies {
+ public:
+  explicit LeasedCopies(Cache& cache) : cache_(cache) {}
+
+  StorageBackend& backend() const;
+
+  static Slot SlotOf(const ReadLease& lease) { return lease.slot_; }
+  static Slot SlotOf(const WriteLease& lease) { return lease.slot_; }
+  static const Extent& ExtentOf(const ReadLease& lease) { return lease.extent_; }
+  static const Extent& ExtentOf(const WriteLease& lease) { return lease.extent_; }
+  // Of one part; 0: not known.
+  static uint64_t ChecksumOf(const ReadLease& lease, uint32_t part) {
+    return lease.checksums_ == nullptr ? 0 : lease.checksums_[part];
+  }
+  // Where a copy into a part has to put the checksum, which is unknown from now on; nullptr: none
+  // is kept.
+  static uint64_t* NewChecksumOf(const WriteLease& lease, uint32_t part) {
+    if (lease.checksums_ == nullptr) return nullptr;
+    lease.checksums_[part] = 0;
+    return &lease.checksums_[part];
+  }
+
+  // What the copies do with the blocks. While somebody writes into a block, its write does not end:
+  // if it is suspended, it becomes partial only then.
+  enum class Use { kRead, kWrite };
+
+  // Pins blocks, which are pinned already, for as long as the result lives: give it to
+  // Transfer::Keep(). One object for all, and one hold of the lock for each 256 blocks. The cache's
+  // end and Cache::Drain() wait for it; without any slots that is all it does, for copies whose
+  // leases live until they have ended.
+  std::shared_ptr<void> Pin(absl::Span<const Slot> slots, Use use = Use::kRead) const;
+
+  // Drops a pinned block when a copy out of it has found that its bytes have changed.
+  void DropIfCorrupt(Slot slot, const absl::Status& copied) const;
+
+  // Counts bytes that are copied out of a pinned block, or of others of its namespace.
+  void CountRead(Slot slot, size_t bytes) const;
+
+  // Until nothing that Pin() returned is left.
+  void Wait() const;
+
+ private:
+  class Pins;
+
+  Cache& cache_;
+};
+
+}  // namespace internal
+}  // namespace kvcache
+
+#endif  // KVCACHE_CORE_CACHE_LEASED_COPIES_H_
