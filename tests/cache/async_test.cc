@@ -196,7 +196,8 @@ class Scenario {
 
   static bool IsRefusal(const absl::Status& status) {
     return absl::IsAlreadyExists(status) || absl::IsUnavailable(status) ||
-           absl::IsFailedPrecondition(status) || absl::IsResourceExhausted(status) ||
+           absl::IsFailedPrecondition(status) || absl::IsNotFound(status) ||
+           absl::IsPermissionDenied(status) || absl::IsResourceExhausted(status) ||
            absl::IsInternal(status);
   }
   // Writes a part and commits it now, after the copy, or not yet.

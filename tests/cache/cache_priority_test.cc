@@ -90,7 +90,7 @@ TEST_P(PriorityTest, HigherOutlivesLower) {
 
 TEST_P(PriorityTest, ANewcomerIsRefusedWhereAllIsMoreImportant) {
   for (int i = 0; i < kBlocks; ++i) EXPECT_TRUE(Put(i, 10).ok());
-  EXPECT_EQ(Put(9, 9).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Put(9, 9).code(), absl::StatusCode::kPermissionDenied);
   EXPECT_EQ(cache_->stats().counters.rejected_by_policy, 1u);
   EXPECT_TRUE(Put(9, 11).ok());
 }

@@ -136,7 +136,7 @@ TEST_P(EveryFillTest, AFlippedBitAnywhereIsSeenByEveryCopyOut) {
         } else if (reader == 3) {
           status = cache->Get(kNs, Key(1))->Verify();
         } else {
-          EXPECT_EQ(cache->Scrub(1), size);
+          EXPECT_GT(cache->Scrub(1), 0);
           status = absl::DataLossError("");
         }
         ASSERT_TRUE(absl::IsDataLoss(status)) << status << " at " << place << ", " << reader;
