@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <new>
 #include <system_error>
+#include <thread>
 #include <utility>
 
+#include "absl/base/attributes.h"
 #include "absl/base/optimization.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/memory/memory.h"
@@ -88,12 +90,12 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
              const CacheOptions& options, size_t capacity_bytes, size_t max_blocks)
     : backend_(std::move(backend)),
       policy_(std::move(policy)),
-      clock_(*options.clock),
       slots_(max_blocks),
       default_ttl_(internal::LengthOf(options.default_ttl)),
       keeps_checksums_(options.checksums && backend_->traits().stores_bytes),
       table_(std::make_unique<internal::BlockTable>(capacity_bytes, backend_->traits().alignment,
                                                     max_blocks, keeps_checksums_, *policy_)),
+      clock_(options.clock),
       scrubber_(std::make_unique<internal::Scrubber>(*this)) {
   internal::BlockTable::Supplies supplies;
   MutexLock lock(mu_);
@@ -103,16 +105,79 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
   table_->namespaces().Add(BlockKey(), &*models_.emplace().first);
 }
 
-Cache::~Cache() {
+// --- The end
+
+namespace {
+
+// Runs `end` on a thread of its own where this one may be a backend's, which it must not wait for.
+// If there is none, what would have been destroyed stays.
+template <typename End>
+void RunWhereWaitingIsAllowed(const End& end) {
+  if (!internal::InTransferCallback()) return end();
+  try {
+    std::thread(end).detach();
+  } catch (const std::system_error&) {
+  }
+}
+
+}  // namespace
+
+// Not inlined: where g++ 12 sees through one of them, it takes its use for a mismatch.
+ABSL_ATTRIBUTE_NOINLINE void* Cache::operator new(size_t bytes) { return ::operator new(bytes); }
+ABSL_ATTRIBUTE_NOINLINE void Cache::operator delete(void* memory) { ::operator delete(memory); }
+
+void Cache::operator delete(Cache* cache, std::destroying_delete_t) {
+  {
+    MutexLock lock(cache->mu_);
+    cache->clock_ = &Clock::Real();
+  }
+  RunWhereWaitingIsAllowed([cache] { cache->Close(); });
+}
+
+void Cache::Close() {
   backend_->OnFailure(nullptr);
   scrubber_->Stop();
+  advisor_.reset();
   internal::LeasedCopies(*this).Wait();
+  Clear();
+  bool abandoned;
   {
     MutexLock lock(mu_);
-    KVCACHE_CHECK(table_->pins() == 0, table_->pins(),
-                  " leases outlive the cache that they came from");
+    closed_ = true;
+    abandoned = Abandoned();
   }
-  Clear();
+  if (abandoned) Destroy(this);
+}
+
+bool Cache::Abandoned() const { return closed_ && in_flight_ == 0 && table_->pins() == 0; }
+
+bool Cache::EndsUse(const Removed& removed) {
+  if (removed.empty()) return Abandoned();
+  ++in_flight_;
+  return false;
+}
+
+void Cache::EndUse(Removed& removed, bool last) {
+  if (!removed.empty()) {
+    FreeAll(removed);
+    MutexLock lock(mu_);
+    --in_flight_;
+    changed_.NotifyAll();
+    last = Abandoned();
+  }
+  if (last) Destroy(this);
+}
+
+void Cache::Destroy(Cache* cache) {
+  RunWhereWaitingIsAllowed([cache] {
+    cache->~Cache();
+    operator delete(static_cast<void*>(cache));
+  });
+}
+
+Cache::~Cache() {
+  MutexLock lock(mu_);
+  KVCACHE_CHECK(table_->pins() == 0, table_->pins(), " leases of a cache that is destroyed");
 }
 
 // Writes are refused first: what one reserved while blocks go would be found later.
@@ -192,7 +257,7 @@ absl::Status Cache::UnknownNamespace(absl::string_view argument, NamespaceId ns)
 
 // --- Reading
 
-Nanos Cache::Now() const { return internal::ToNanos(clock_.Now()); }
+Nanos Cache::Now() const { return internal::ToNanos(clock_->Now()); }
 
 absl::Status Cache::PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> part, Nanos now,
                              ReadLease* lease) {
@@ -306,11 +371,28 @@ size_t Cache::GetMany(NamespaceId ns, absl::Span<const BlockKey> keys,
 
 void Cache::Release(Slot slot) {
   Removed removed;
+  bool last;
   {
     MutexLock lock(mu_);
     table_->Unpin(slot, &removed);
+    last = EndsUse(removed);
   }
-  Free(removed);
+  if (ABSL_PREDICT_FALSE(last || !removed.empty())) EndUse(removed, last);
+}
+
+absl::Status Cache::Release(Slot slot,
+                            absl::FunctionRef<absl::Status(BlockTable&, Nanos, Removed*)> end) {
+  Removed removed;
+  absl::Status status;
+  bool last;
+  {
+    MutexLock lock(mu_);
+    status = end(*table_, Now(), &removed);
+    table_->Unpin(slot, &removed);
+    last = EndsUse(removed);
+  }
+  EndUse(removed, last);
+  return status;
 }
 
 void Cache::Release(absl::Span<ReadLease> leases) {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <optional>
 #include <set>
 #include <string>
@@ -77,8 +78,13 @@ class Cache {
                                                        std::unique_ptr<StorageBackend> backend,
                                                        std::unique_ptr<EvictionPolicy> policy);
 
-  // Waits for copies under way. Aborts when a lease outlives the cache.
-  ~Cache();
+  // Ends the cache; std::unique_ptr<Cache> calls it. Stops its threads, waits for copies under way
+  // (not in a callback of a transfer, which may be what they wait for), and clears it. Leases may
+  // outlive it: they still read, and verify, and their commits end with kAborted. The last of them,
+  // or of the copies that they have started since, destroys what is left: the backend and its
+  // memory; where that happens in a callback of a transfer, a thread of its own does it.
+  static void operator delete(Cache* cache, std::destroying_delete_t);
+  ~Cache();  // by the call above only
   Cache(const Cache&) = delete;
   Cache& operator=(const Cache&) = delete;
 
@@ -212,7 +218,7 @@ class Cache {
   friend class internal::LeasedCopies;
   friend class internal::Scrubber;
 
-  internal::Nanos Now() const;
+  internal::Nanos Now() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPolicy> policy,
         const CacheOptions& options, size_t capacity_bytes, size_t max_blocks);
@@ -296,7 +302,23 @@ class Cache {
   // Tells the policy of the blocks [begin, end) of a chain, which were not there.
   void MissBackwards(const Chain& chain, size_t begin, size_t end, internal::Nanos now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Ends a read lease, or a write lease after `end`.
   void Release(Slot slot);
+  absl::Status Release(
+      Slot slot,
+      absl::FunctionRef<absl::Status(internal::BlockTable&, internal::Nanos, internal::Removed*)>
+          end);
+
+  // --- The end. What has ended a lease or a copy calls EndsUse() under the same hold of the lock,
+  // and then EndUse() unless nothing was removed and that was false.
+  bool EndsUse(const internal::Removed& removed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndUse(internal::Removed& removed, bool last);
+  // Whether nobody but the caller knows the cache any more.
+  bool Abandoned() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Close();
+  static void Destroy(Cache* cache);
+  static void* operator new(size_t bytes);
+  static void operator delete(void* memory);
 
   // Runs `change` under the lock and then, without it, frees what it removed.
   absl::Status Change(
@@ -319,7 +341,6 @@ class Cache {
 
   const std::unique_ptr<StorageBackend> backend_;
   const std::unique_ptr<EvictionPolicy> policy_;
-  const Clock& clock_;
   const size_t slots_;
   const internal::Nanos default_ttl_;
   const bool keeps_checksums_;
@@ -333,8 +354,11 @@ class Cache {
   std::set<std::string> models_ ABSL_GUARDED_BY(names_mu_);                    // never shrinks
   absl::flat_hash_map<BlockKey, NamespaceId> ids_ ABSL_GUARDED_BY(names_mu_);  // by root key
   bool stepping_ ABSL_GUARDED_BY(mu_) = false;  // some blocks are chosen and may be taken back
-  size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;   // batches of copies
-  absl::Status failed_ ABSL_GUARDED_BY(mu_);    // why the backend has
+  // Batches of copies, and threads that free what the end of a lease has removed.
+  size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
+  const Clock* clock_ ABSL_GUARDED_BY(mu_);   // the caller's until the cache is ended
+  absl::Status failed_ ABSL_GUARDED_BY(mu_);  // why the backend has
 
   const std::unique_ptr<internal::Scrubber> scrubber_;
   Slot scrubbed_ ABSL_GUARDED_BY(mu_) = kNoSlot;  // pinned only to be compared

@@ -40,7 +40,7 @@ struct CacheOptions {
   size_t scrub_bytes_per_second = 0;
   // Costs a thread, which does the simulating.
   AdviceOptions advice = {};
-  // Must outlive the cache.
+  // Must outlive the cache, but not the leases that do.
   const Clock* clock = &Clock::Real();
 };
 

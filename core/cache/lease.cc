@@ -206,7 +206,7 @@ WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
 absl::Status WriteLease::End(WriteEnd end) {
   if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
   return std::exchange(cache_, nullptr)
-      ->Change([this, end](BlockTable& table, Nanos now, Removed* removed) {
+      ->Release(slot_, [this, end](BlockTable& table, Nanos now, Removed* removed) {
         absl::Status status;
         switch (end) {
           case WriteEnd::kCommit:
@@ -219,7 +219,6 @@ absl::Status WriteLease::End(WriteEnd end) {
             table.Abort(slot_, now, removed);
             break;
         }
-        table.Unpin(slot_, removed);
         return status;
       });
 }

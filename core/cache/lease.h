@@ -23,8 +23,9 @@ class LeasedCopies;
 }  // namespace internal
 
 // Pins a block, or one part of it, for reading: while it lives, the bytes do not move, change or
-// get used for anything else, whatever happens to the key. Move-only; must be gone before its cache
-// is. Thread-compatible; leases are independent of each other.
+// get used for anything else, whatever happens to the key or to the cache: of one that has ended,
+// it can still be read and verified. Move-only. Thread-compatible; leases are independent of each
+// other.
 class ReadLease {
  public:
   ReadLease() = default;  // holds nothing
@@ -102,9 +103,10 @@ class ReadLease {
 // partial block that was resumed stays partial, with the parts that are committed.
 //
 // Commits return kAborted when the block was erased, has expired with its parent, or lost its
-// parent to a failed write; what was written is then of no use, and no other call needs to be made.
+// parent to a failed write, or the cache has ended; what was written is then of no use, and no
+// other call needs to be made.
 //
-// Move-only; must be gone before its cache is. Thread-compatible.
+// Move-only. Thread-compatible.
 class WriteLease {
  public:
   WriteLease() = default;  // holds nothing

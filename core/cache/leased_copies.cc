@@ -29,6 +29,7 @@ class LeasedCopies::Pins {
   // The copies are over when nothing of what their end has removed is left to be freed.
   ~Pins() {
     size_t i = 0;
+    bool last = false;
     for (bool over = false; !over;) {
       const size_t end = std::min(i + kBlocksPerLock, slots_.size());
       Removed removed;
@@ -43,10 +44,12 @@ class LeasedCopies::Pins {
         if (over) {
           --cache_.in_flight_;
           cache_.changed_.NotifyAll();
+          last = cache_.Abandoned();
         }
       }
-      cache_.Free(removed);
+      if (!over) cache_.Free(removed);
     }
+    if (last) Cache::Destroy(&cache_);
   }
 
   Pins(const Pins&) = delete;

@@ -69,8 +69,8 @@ struct LayerDestination {
   MutableBytes v;
 };
 
-// One layer, or all, of a cached prefix; pinned while this lives. Thread-compatible; must be gone
-// before its cache is.
+// One layer, or all, of a cached prefix; pinned while this lives, also when
+// its cache has ended. Thread-compatible.
 class CachedKv {
  public:
   uint32_t layers() const { return lease_.parts(); }

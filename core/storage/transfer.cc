@@ -11,6 +11,19 @@
 namespace kvcache {
 namespace internal {
 
+namespace {
+
+thread_local int ops_being_ended = 0;
+
+struct EndingAnOp {
+  EndingAnOp() { ++ops_being_ended; }
+  ~EndingAnOp() { --ops_being_ended; }
+};
+
+}  // namespace
+
+bool InTransferCallback() { return ops_being_ended > 0; }
+
 // Of an op that may carry any part: when it fails, all parts do.
 constexpr uint32_t kUnknownPart = 0xffffffff;
 
@@ -105,6 +118,7 @@ class TransferState {
   }
 
   void Complete(size_t op, absl::Status status) {
+    const EndingAnOp ending;
     std::vector<std::shared_ptr<OpCallback>> callbacks;
     absl::Status result;
     {

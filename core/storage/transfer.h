@@ -17,6 +17,8 @@ namespace kvcache {
 
 namespace internal {
 class TransferState;
+// Whether this thread is ending an op, and so runs callbacks and destroys what was kept.
+bool InTransferCallback();
 }  // namespace internal
 
 // A move-only handle on a batch of copies ("ops"), each with a result of its own: one failed op

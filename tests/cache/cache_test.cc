@@ -346,16 +346,6 @@ TEST_F(CacheTest, TheOldestLeaseIsTold) {
   EXPECT_EQ(cache_->stats().longest_pinned, absl::ZeroDuration());
 }
 
-TEST_F(CacheTest, ALeaseThatOutlivesItsCacheAborts) {
-  MustPut(1);
-  EXPECT_DEATH(
-      {
-        absl::StatusOr<ReadLease> lease = cache_->Get(kNs, Key(1));
-        cache_.reset();
-      },
-      "1 leases outlive the cache");
-}
-
 // --- Room
 
 TEST_F(CacheTest, EvictsTheLeastRecentlyUsed) {
