@@ -1,6 +1,7 @@
 #include "kvcache/core/cache/cache.h"
 
 #include <algorithm>
+#include <atomic>
 #include <new>
 #include <system_error>
 #include <thread>
@@ -127,6 +128,12 @@ ABSL_ATTRIBUTE_NOINLINE void* Cache::operator new(size_t bytes) { return ::opera
 ABSL_ATTRIBUTE_NOINLINE void Cache::operator delete(void* memory) { ::operator delete(memory); }
 
 void Cache::operator delete(Cache* cache, std::destroying_delete_t) {
+  if (cache->InForkedChild()) {
+    // Leaked, and in reach, so that no checker of leaks complains.
+    static std::atomic<Cache*> destroyed = nullptr;
+    cache->next_in_child_ = destroyed.exchange(cache);
+    return;
+  }
   {
     MutexLock lock(cache->mu_);
     cache->clock_ = &Clock::Real();
@@ -370,6 +377,7 @@ size_t Cache::GetMany(NamespaceId ns, absl::Span<const BlockKey> keys,
 }
 
 void Cache::Release(Slot slot) {
+  if (ABSL_PREDICT_FALSE(InForkedChild())) return;
   Removed removed;
   bool last;
   {
@@ -382,6 +390,7 @@ void Cache::Release(Slot slot) {
 
 absl::Status Cache::Release(Slot slot,
                             absl::FunctionRef<absl::Status(BlockTable&, Nanos, Removed*)> end) {
+  if (InForkedChild()) return absl::AbortedError("the cache is that of another process");
   Removed removed;
   absl::Status status;
   bool last;
@@ -396,6 +405,10 @@ absl::Status Cache::Release(Slot slot,
 }
 
 void Cache::Release(absl::Span<ReadLease> leases) {
+  if (InForkedChild()) {
+    for (ReadLease& lease : leases) lease.Release();
+    return;
+  }
   for (size_t i = 0; i < leases.size();) {
     const size_t end = std::min(i + kBlocksPerLock, leases.size());
     Removed removed;

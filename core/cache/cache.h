@@ -19,6 +19,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "kvcache/core/base/fork.h"
 #include "kvcache/core/base/mutex.h"
 #include "kvcache/core/cache/cache_types.h"
 #include "kvcache/core/cache/lease.h"
@@ -67,6 +68,11 @@ using Nanos = int64_t;
 //  - When the backend fails for good, all blocks are misses, and writes fail with what it says.
 //  - deadline = min(time of commit + ttl, the parent's deadline). What has expired is a miss at
 //    once.
+//
+// After fork() a child may do no more with the caches and leases of its parent than to exit, by
+// exit() too, to exec, or to destroy and release them. That does nothing: it takes no lock, which a
+// thread of the parent may have held, and waits for no thread, of which the child has none; the
+// memory is that of the parent.
 class Cache {
  public:
   // kInvalidArgument, naming the option and the values: null backend or policy; a capacity of less
@@ -309,6 +315,9 @@ class Cache {
       absl::FunctionRef<absl::Status(internal::BlockTable&, internal::Nanos, internal::Removed*)>
           end);
 
+  // Whether the cache belongs to a process that this one was forked from.
+  bool InForkedChild() const { return internal::ForkGeneration() != fork_generation_; }
+
   // --- The end. What has ended a lease or a copy calls EndsUse() under the same hold of the lock,
   // and then EndUse() unless nothing was removed and that was false.
   bool EndsUse(const internal::Removed& removed) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -317,6 +326,7 @@ class Cache {
   bool Abandoned() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Close();
   static void Destroy(Cache* cache);
+  Cache* next_in_child_ = nullptr;  // of those that a forked child has destroyed
   static void* operator new(size_t bytes);
   static void operator delete(void* memory);
 
@@ -341,6 +351,7 @@ class Cache {
 
   const std::unique_ptr<StorageBackend> backend_;
   const std::unique_ptr<EvictionPolicy> policy_;
+  const uint32_t fork_generation_ = internal::WatchForks();
   const size_t slots_;
   const internal::Nanos default_ttl_;
   const bool keeps_checksums_;

@@ -28,6 +28,7 @@ class LeasedCopies::Pins {
 
   // The copies are over when nothing of what their end has removed is left to be freed.
   ~Pins() {
+    if (cache_.InForkedChild()) return;
     size_t i = 0;
     bool last = false;
     for (bool over = false; !over;) {
