@@ -586,7 +586,8 @@ TEST_F(CacheTest, ReserveManyChainsItsBlocks) {
   MustPut(1);
   const std::vector<BlockKey> keys = Keys({1, 2, 3});
   std::vector<absl::StatusOr<WriteLease>> results(3);
-  ASSERT_EQ(cache_->ReserveMany({.keys = keys}, {BlockSize{kBlock, 1}}, {}, absl::MakeSpan(results)), 3);
+  ASSERT_EQ(
+      cache_->ReserveMany({.keys = keys}, {BlockSize{kBlock, 1}}, {}, absl::MakeSpan(results)), 3);
   EXPECT_EQ(results[0].status().code(), absl::StatusCode::kAlreadyExists);
   ASSERT_TRUE(results[1].ok() && results[2].ok());
   EXPECT_TRUE(results[1]->Commit().ok());
@@ -599,7 +600,8 @@ TEST_F(CacheTest, ReserveManyChainsItsBlocks) {
 TEST_F(CacheTest, ReserveManyStopsAtTheFirstRefusal) {
   const std::vector<BlockKey> keys = Keys({1, 2, 3, 4, 5, 6});
   std::vector<absl::StatusOr<WriteLease>> results(6);
-  EXPECT_EQ(cache_->ReserveMany({.keys = keys}, {BlockSize{kBlock, 1}}, {}, absl::MakeSpan(results)), 5);
+  EXPECT_EQ(
+      cache_->ReserveMany({.keys = keys}, {BlockSize{kBlock, 1}}, {}, absl::MakeSpan(results)), 5);
   EXPECT_EQ(results[4].status().code(), absl::StatusCode::kResourceExhausted);
 }
 
