@@ -19,11 +19,9 @@ constexpr int kTries = 3;
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<DeviceLink>> DeviceLink::Create(std::shared_ptr<GpuRuntime> runtime,
-                                                               int device,
-                                                               const DeviceLinkOptions& options,
-                                                               ExtentUses* uses,
-                                                               const RegisteredInSteps& steps) {
+absl::StatusOr<std::unique_ptr<DeviceLink>> DeviceLink::Create(
+    std::shared_ptr<GpuRuntime> runtime, int device, const DeviceLinkOptions& options,
+    ExtentUses* uses, const RegisteredInSteps& steps, absl::StatusCode lost) {
   if (options.threads == 0) return absl::InvalidArgumentError("threads: 0");
   if (options.kernel_below_bytes > kMostKernelBytes) {
     return absl::InvalidArgumentError(absl::StrCat(
@@ -36,18 +34,19 @@ absl::StatusOr<std::unique_ptr<DeviceLink>> DeviceLink::Create(std::shared_ptr<G
         " and page_staging_bytes: ", options.page_staging_bytes, " must be at least ", kLeast));
   }
   std::unique_ptr<DeviceLink> link(
-      new DeviceLink(std::move(runtime), device, options, uses, steps));
+      new DeviceLink(std::move(runtime), device, options, uses, steps, lost));
   if (absl::Status status = link->Start(); !status.ok()) return status;
   return link;
 }
 
 DeviceLink::DeviceLink(std::shared_ptr<GpuRuntime> runtime, int device,
                        const DeviceLinkOptions& options, ExtentUses* uses,
-                       const RegisteredInSteps& steps)
+                       const RegisteredInSteps& steps, absl::StatusCode lost)
     : runtime_(std::move(runtime)),
       device_(device),
       options_(options),
       steps_(steps),
+      lost_(lost),
       uses_(*uses),
       events_(runtime_),
       pinned_buffers_(BufferPool::Pinned(runtime_, device)),
@@ -101,8 +100,8 @@ absl::Status DeviceLink::Noticed(absl::Status status) {
   {
     MutexLock lock(mu_);
     if (!failed_.ok()) return failed_;
-    failed = failed_ = absl::UnavailableError(
-        absl::StrCat("device ", device_, " has failed for good: ", status.ToString()));
+    failed = failed_ = absl::Status(
+        lost_, absl::StrCat("device ", device_, " has failed for good: ", status.ToString()));
   }
   // Not here: the caller may hold locks that the callback wants.
   threads_->Run([this, failed] {
@@ -147,7 +146,7 @@ absl::StatusOr<EventRef> DeviceLink::Fence(Stream stream) {
   if (status.ok()) {
     status = runtime_->Record(stream.space.device, (*event)->handle, stream.handle);
   }
-  if (stream.space.device == device_) status = Noticed(std::move(status));
+  status = stream.space.device == device_ ? Noticed(std::move(status)) : OfOther(std::move(status));
   if (!status.ok()) return status;
   return event;
 }
@@ -277,7 +276,13 @@ void DeviceLink::EndAfter(const std::shared_ptr<LinkBatch>& batch, size_t first,
 // Copies may go on when the other device fails before it gets there: of what was not made yet.
 absl::Status DeviceLink::CameAfter(const EventRef& after) {
   if (after == nullptr || after->device == device_) return absl::OkStatus();
-  return Synchronize(*after);
+  return OfOther(Synchronize(*after));
+}
+
+absl::Status DeviceLink::OfOther(absl::Status status) {
+  if (status.ok() || absl::IsInvalidArgument(status)) return status;
+  return absl::FailedPreconditionError(
+      absl::StrCat("the stream's device is of no use: ", status.ToString()));
 }
 
 void DeviceLink::EnqueueGroup(const Call& call, size_t first, size_t end) {

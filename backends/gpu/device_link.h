@@ -64,12 +64,11 @@ struct RegisteredInSteps {
 class DeviceLink {
  public:
   // Errors: those of GpuRuntime; kInvalidArgument for options that cannot be. `uses` outlives the
-  // link.
-  static absl::StatusOr<std::unique_ptr<DeviceLink>> Create(std::shared_ptr<GpuRuntime> runtime,
-                                                            int device,
-                                                            const DeviceLinkOptions& options,
-                                                            ExtentUses* uses,
-                                                            const RegisteredInSteps& steps = {});
+  // link. `lost`: the code with which ops end once the device has failed for good.
+  static absl::StatusOr<std::unique_ptr<DeviceLink>> Create(
+      std::shared_ptr<GpuRuntime> runtime, int device, const DeviceLinkOptions& options,
+      ExtentUses* uses, const RegisteredInSteps& steps = {},
+      absl::StatusCode lost = absl::StatusCode::kUnavailable);
   // Waits for the copies under way.
   ~DeviceLink();
   DeviceLink(const DeviceLink&) = delete;
@@ -116,7 +115,7 @@ class DeviceLink {
   // Ends when what is on `stream` now has run.
   Transfer After(Stream stream);
 
-  // OK, or why the device can no longer be used: kUnavailable.
+  // OK, or why the device can no longer be used.
   absl::Status status() const;
   // See StorageBackend::OnFailure().
   void OnFailure(std::function<void(const absl::Status&)> callback);
@@ -153,7 +152,7 @@ class DeviceLink {
   using Kept = std::vector<std::shared_ptr<const void>>;
 
   DeviceLink(std::shared_ptr<GpuRuntime> runtime, int device, const DeviceLinkOptions& options,
-             ExtentUses* uses, const RegisteredInSteps& steps);
+             ExtentUses* uses, const RegisteredInSteps& steps, absl::StatusCode lost);
   absl::Status Start();
 
   // What a call comes after: an event behind the work on `stream`, nullptr for none. Refuses when
@@ -161,6 +160,8 @@ class DeviceLink {
   absl::StatusOr<EventRef> Fence(Stream stream);
   // Whether copies that have run did so behind it. REQUIRES: they have.
   absl::Status CameAfter(const EventRef& after);
+  // What an error of a caller's stream on another device means: nothing about the extents.
+  static absl::Status OfOther(absl::Status status);
   // Each enqueues the copies of ops [first, end), of one direction, as one group, and sees to it
   // that they end. StageOut() has ended them when it returns.
   struct Call;
@@ -214,6 +215,7 @@ class DeviceLink {
   const int device_;
   const DeviceLinkOptions options_;
   const RegisteredInSteps steps_;
+  const absl::StatusCode lost_;
   ExtentUses& uses_;  // its lock makes enqueueing one step
   EventPool events_;
   BufferPool pinned_buffers_;

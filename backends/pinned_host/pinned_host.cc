@@ -97,14 +97,20 @@ class PinnedHostBackend final : public StorageBackend {
 
  private:
   absl::StatusOr<DeviceLink*> LinkTo(int device) {
-    if (runtime_ == nullptr) return absl::UnavailableError("pinned_host has no GPU runtime");
+    if (runtime_ == nullptr) {
+      return absl::FailedPreconditionError("pinned_host has no GPU runtime");
+    }
     if (DeviceLink* const link = FindLinkTo(device)) return link;
     MutexLock creating(create_mu_);
     if (DeviceLink* const link = FindLinkTo(device)) return link;
     absl::StatusOr<std::unique_ptr<DeviceLink>> created =
         DeviceLink::Create(runtime_, device, link_options_, &uses_,
-                           {region_->data(), region_->capacity(), region_->chunk_bytes()});
-    if (!created.ok()) return created.status();
+                           {region_->data(), region_->capacity(), region_->chunk_bytes()},
+                           absl::StatusCode::kFailedPrecondition);
+    if (!created.ok()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("no way to device ", device, ": ", created.status().ToString()));
+    }
     MutexLock lock(mu_);
     return links_.emplace(device, *std::move(created)).first->second.get();
   }

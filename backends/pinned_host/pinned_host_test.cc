@@ -227,9 +227,9 @@ TEST_F(ToDeviceTest, OneCallIsForOneDevice) {
   EXPECT_TRUE(absl::IsInvalidArgument(transfer.result(1))) << transfer.result(1);
 }
 
-TEST_F(ToDeviceTest, ADeviceThatIsNotThereIsUnavailable) {
+TEST_F(ToDeviceTest, ADeviceThatIsNotThereIsNoFaultOfTheBlock) {
   Use({.capacity_bytes = kMiB}, 512);
-  EXPECT_TRUE(absl::IsUnavailable(ToDevice({MemoryKind::kDevice, 5}).Wait()));
+  EXPECT_TRUE(absl::IsFailedPrecondition(ToDevice({MemoryKind::kDevice, 5}).Wait()));
   EXPECT_TRUE(ToDevice().Wait().ok());
 }
 
@@ -311,7 +311,7 @@ TEST_F(ToDeviceTest, BlocksOutliveTheDevice) {
   ASSERT_TRUE(ToDevice().Wait().ok());
   gpu_->LoseDevice(0);
   const absl::Status lost = ToDevice().Wait();
-  EXPECT_TRUE(absl::IsUnavailable(lost)) << lost;
+  EXPECT_TRUE(absl::IsFailedPrecondition(lost)) << lost;
   EXPECT_NE(lost.message().find("device 0 has failed"), std::string::npos) << lost;
   EXPECT_TRUE(backend_->stats().Text("device_0_error").has_value());
   std::vector<std::byte> copy(bytes_);

@@ -111,7 +111,7 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
   const bool all_found = copies.size() == requests.size();
   if (copied.Done()) {
     for (size_t op = 0; op < numbers.size(); ++op) {
-      leased.DropIfCorrupt(leases[numbers[op]].slot_, copied.result(op));
+      leased.DropIfUnreadable(leases[numbers[op]].slot_, copied.result(op));
     }
     Release(absl::MakeSpan(leases));
     if (all_found) return copied;
@@ -125,7 +125,7 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
   if (all_found) {
     copied.Keep(std::move(pins));
     copied.OnOpDone([leased, slots = std::move(slots)](size_t op, const absl::Status& status) {
-      leased.DropIfCorrupt(slots[op], status);
+      leased.DropIfUnreadable(slots[op], status);
     });
     return copied;
   }
@@ -134,7 +134,7 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
   Transfer read =
       Renumbered(std::move(copied), numbers, parts, results,
                  [leased, slot_of = std::move(slot_of)](uint32_t i, const absl::Status& status) {
-                   leased.DropIfCorrupt(slot_of[i], status);
+                   leased.DropIfUnreadable(slot_of[i], status);
                    return status;
                  });
   read.Keep(std::move(pins));

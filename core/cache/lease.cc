@@ -79,7 +79,7 @@ Transfer ReadLease::ReadOps(absl::Span<const ReadOp> ops, size_t bytes_each, Str
   Transfer copies = leased.backend().Read(ops, stream);
   if (!copies.Done()) copies.Keep(leased.Pin({slot_}));
   copies.OnOpDone([leased, slot = slot_](size_t, const absl::Status& status) {
-    leased.DropIfCorrupt(slot, status);
+    leased.DropIfUnreadable(slot, status);
   });
   leased.CountRead(slot_, ops.size() * bytes_each);
   return copies;
@@ -134,7 +134,7 @@ absl::Status ReadLease::VerifyPart(uint32_t part) const {
   }
   if (ChecksumOf({this->part(part), bytes}) == checksums_[part]) return absl::OkStatus();
   absl::Status corrupt = CorruptBytes();
-  LeasedCopies(*cache_).DropIfCorrupt(slot_, corrupt);
+  LeasedCopies(*cache_).DropIfUnreadable(slot_, corrupt);
   return corrupt;
 }
 

@@ -55,8 +55,8 @@ class ReadLease {
   // Copies all of it, or one part, out: scatters it into `destination`, whose sizes add up to that
   // of the source (else the op ends with kInvalidArgument). A one-op transfer; the block stays
   // pinned until it ends, also without the lease. An op that finds other bytes than were written
-  // ends with kDataLoss, and the block is dropped: the next lookup misses. REQUIRES: holds();
-  // part < parts().
+  // ends with kDataLoss. When the medium is at fault (IsMediumFault()) the block is dropped: the
+  // next lookup misses. REQUIRES: holds(); part < parts().
   Transfer Read(absl::Span<const MutableBytes> destination, MemorySpace space = {},
                 Stream stream = {}) const;
   Transfer ReadPart(uint32_t part, absl::Span<const MutableBytes> destination,

@@ -68,8 +68,8 @@ std::shared_ptr<void> LeasedCopies::Pin(absl::Span<const Slot> slots, Use use) c
   return std::make_shared<Pins>(cache_, slots, use);
 }
 
-void LeasedCopies::DropIfCorrupt(Slot slot, const absl::Status& copied) const {
-  if (!absl::IsDataLoss(copied)) return;
+void LeasedCopies::DropIfUnreadable(Slot slot, const absl::Status& copied) const {
+  if (!IsMediumFault(copied)) return;
   cache_
       .Change([slot](BlockTable& table, Nanos, Removed* removed) {
         if (table.block(slot).state != Block::State::kRemoved) {

@@ -55,7 +55,7 @@ class LeasedCopies {
   std::shared_ptr<void> Pin(absl::Span<const Slot> slots, Use use = Use::kRead) const;
 
   // Drops a pinned block when a copy out of it has found that its bytes have changed.
-  void DropIfCorrupt(Slot slot, const absl::Status& copied) const;
+  void DropIfUnreadable(Slot slot, const absl::Status& copied) const;
 
   // Counts bytes that are copied out of a pinned block, or of others of its namespace.
   void CountRead(Slot slot, size_t bytes) const;

@@ -229,7 +229,7 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
     if (!loaded.copies.Done()) loaded.copies.Keep(leased.Pin(slots));
     loaded.copies.OnOpDone(
         [leased, slots = std::move(slots)](size_t op, const absl::Status& status) {
-          leased.DropIfCorrupt(slots[op % slots.size()], status);
+          leased.DropIfUnreadable(slots[op % slots.size()], status);
         });
   }
   cache_.Release(absl::MakeSpan(match.blocks));

@@ -77,8 +77,8 @@ class PagedCache {
   };
   // `tokens`: the prompt from its beginning; token i is in page_table[i / page_tokens]. Behind the
   // work that is on `stream`; the pages must not change before the copies have ended. What they
-  // hold is taken for right: after a Load() wait for its copies first, since one that ends with
-  // kDataLoss has dropped the block, and this would put the wrong bytes in its place.
+  // hold is taken for right: after a Load() wait for its copies first, since one that
+  // fails may have dropped the block, and this would put the wrong bytes in its place.
   // kInvalidArgument when there are no tokens, they are not all in pages, or Cache::Reserve() says
   // so of the options.
   absl::StatusOr<Saved> Save(absl::Span<const int32_t> tokens, absl::Span<const int32_t> page_table,
@@ -90,10 +90,11 @@ class PagedCache {
   struct Loaded {
     // Leading ones that are in the pages when the copies have ended; at least first_token.
     uint32_t tokens = 0;
-    // As those of Saved. An op ends with kDataLoss when other bytes are there than were saved, and
-    // its block is dropped. That, and every other failure, may come after a stream has waited for
-    // the layer and used it: Wait() before the results leave. When it fails, nothing from
-    // `first_token` on may be used: compute it, or Load() again, which finds what is left.
+    // As those of Saved. An op ends with kDataLoss when other bytes are there than were saved; its
+    // block is dropped, as after every IsMediumFault(). That, and every other failure, may come
+    // after a stream has waited for the layer and used it: Wait() before the results leave. When it
+    // fails, nothing from `first_token` on may be used: compute it, or Load() again, which finds
+    // what is left.
     Transfer copies = {};
   };
   // Loads what there is of the prompt's beginning, as much as the page table has pages for, behind

@@ -264,7 +264,7 @@ absl::Status PrefixCache::CopyOtherLayers(const ReadLease& old, const std::vecto
     if (!traits.addressable) {
       const MutableBytes destination = absl::MakeSpan(buffer);
       const absl::Status read = old.ReadPart(layer, {destination}).Wait();
-      if (absl::IsDataLoss(read)) continue;  // lost; the others are not
+      if (IsMediumFault(read)) continue;  // lost; the others are not
       if (!read.ok()) return read;
       source = buffer;
     }

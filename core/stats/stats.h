@@ -41,7 +41,7 @@ struct CacheCounters {
   uint64_t expirations = 0;
   uint64_t erased = 0;
   uint64_t replaced = 0;
-  uint64_t corrupted = 0;  // dropped since their bytes had changed; also blocks below such a block
+  uint64_t corrupted = 0;  // dropped since their bytes had changed or could not be read; also what was below
   uint64_t failed_writes = 0;  // dropped, aborted or failed; also blocks lost with such a parent
   uint64_t rejected_too_large = 0;
   uint64_t rejected_pinned = 0;  // no room, and nothing that may go

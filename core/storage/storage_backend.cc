@@ -108,6 +108,11 @@ absl::Status ValidateOp(const PagedKv& kv, absl::Span<const int32_t> page_table,
   return ValidatePaged("read", kv, page_table, op, op.skip_tokens, op.source);
 }
 
+bool IsMediumFault(const absl::Status& status) {
+  return !status.ok() && !absl::IsInvalidArgument(status) && !absl::IsFailedPrecondition(status) &&
+         !absl::IsCancelled(status);
+}
+
 // --- Pages in host memory
 
 Transfer StorageBackend::WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,

@@ -74,9 +74,26 @@ struct PagedReadOp {
   uint32_t skip_tokens = 0;  // leading ones, below tokens.count, whose pages stay as they are
 };
 
+// Whether a read that ended with `status` says that the extent's bytes cannot be had: then the
+// block is of no use. See the codes at StorageBackend.
+bool IsMediumFault(const absl::Status& status);
+
 // Holds extents of bytes and copies to and from them. It knows nothing of keys, leases or eviction;
 // the cache above it guarantees that nobody reads an extent that is being written and that no
 // extent is freed while a copy uses it.
+//
+// An op ends with one of these codes:
+//   kOk                  the bytes were copied
+//   kInvalidArgument     the caller's fault, see Write()
+//   kFailedPrecondition  neither the caller's fault nor the medium's: the medium stores no bytes,
+//   or
+//                        the other side cannot be reached any more, as a device that has failed
+//   kCancelled           Transfer::Cancel() came first
+//   kDataLoss            a read: the bytes are there, but they are not those that were written
+//   any other            the medium could not do it
+// What a read has left in its destination after an error is not defined; a failed write leaves the
+// bytes of its op, and no others, undefined. The last two lines are IsMediumFault(): the cache
+// drops the block, so that a bad place is a miss from then on.
 //
 // Thread-safe: every method may be called by any thread at any time.
 class StorageBackend {

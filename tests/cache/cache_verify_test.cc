@@ -272,6 +272,53 @@ TEST(VerifyTest, CopiesThatEndLaterAreCheckedWhenTheyEnd) {
   EXPECT_EQ(cache->stats().leases, 0);
 }
 
+// The ways to copy a block out of a FakeBackend, in which one op is pending then.
+enum class Reader { kRead, kReadPart, kReadInto, kReadIntoWithAMiss };
+
+TEST(VerifyTest, ABlockThatTheMediumCannotReadIsDropped) {
+  for (Reader reader :
+       {Reader::kRead, Reader::kReadPart, Reader::kReadInto, Reader::kReadIntoWithAMiss}) {
+    for (int code = 1; code <= 16; ++code) {
+      SCOPED_TRACE(testing::Message()
+                   << "code " << code << ", reader " << static_cast<int>(reader));
+      auto owned = FakeBackend::Create(1 << 20);
+      FakeBackend* fake = owned.get();
+      auto cache = *Cache::Create({}, std::move(owned), CreateLruPolicy());
+      const std::vector<std::byte> bytes = Content(1);
+      fake->set_auto_complete(true);
+      ASSERT_TRUE(cache->Put(Key(1), {kBytes, kParts}, {bytes}).ok());
+      fake->set_auto_complete(false);
+      std::vector<std::byte> copy(kBytes);
+      const MutableBytes all = absl::MakeSpan(copy);
+      const MutableBytes part = all.first(kBytes / kParts);
+      const ReadRequest requests[] = {{.key = Key(1), .destination = {&all, 1}},
+                                      {.key = Key(2), .destination = {&all, 1}}};
+      Transfer read = reader == Reader::kRead ? cache->Get(kNs, Key(1))->Read({&all, 1})
+                      : reader == Reader::kReadPart
+                          ? cache->Get(kNs, Key(1))->ReadPart(3, {&part, 1})
+                          : cache->ReadInto(absl::MakeSpan(requests).first(
+                                reader == Reader::kReadInto ? 1 : 2));
+      const auto failure = static_cast<absl::StatusCode>(code);
+      fake->Fail(0, absl::Status(failure, "bad sector"));
+      EXPECT_EQ(read.result(0).code(), failure);
+      const bool innocent = failure == absl::StatusCode::kInvalidArgument ||
+                            failure == absl::StatusCode::kFailedPrecondition ||
+                            failure == absl::StatusCode::kCancelled;
+      EXPECT_EQ(cache->Lookup(Key(1)), innocent ? LookupResult::kHit : LookupResult::kMiss);
+      EXPECT_EQ(Corrupted(*cache), innocent ? 0 : 1);
+      EXPECT_EQ(cache->stats().leases, 0);
+    }
+  }
+}
+
+TEST(VerifyTest, ABlockIsNotDroppedSinceItsBackendStoresNoBytes) {
+  auto backend = CreateAccountingBackend({.capacity_bytes = 4096});
+  auto cache = *Cache::Create({}, *std::move(backend), CreateLruPolicy());
+  ASSERT_TRUE(cache->Reserve(Key(1), {kSmall, kParts})->Commit().ok());
+  EXPECT_TRUE(absl::IsFailedPrecondition(Read(*cache, Key(1), {}, kSmall)));
+  EXPECT_EQ(cache->Lookup(Key(1)), LookupResult::kHit);
+}
+
 TEST(VerifyTest, ScrubGoesRoundAndComparesEachBlock) {
   const std::unique_ptr<Cache> cache = RamCache();
   EXPECT_EQ(cache->Scrub(1), 0);

@@ -145,6 +145,22 @@ TEST_F(DeferredCopiesTest, CorruptBlocksAreDroppedAndMayBeSavedAgain) {
   EXPECT_EQ(Lookup(Tokens(12)), 12u);
 }
 
+TEST_F(DeferredCopiesTest, BlocksThatCannotBeReadAreDroppedUnlessTheReaderIsToBlame) {
+  for (const auto& [code, tokens_left] :
+       {std::pair(absl::StatusCode::kInternal, 4u), std::pair(absl::StatusCode::kUnavailable, 4u),
+        std::pair(absl::StatusCode::kUnknown, 4u),
+        std::pair(absl::StatusCode::kFailedPrecondition, 12u),
+        std::pair(absl::StatusCode::kCancelled, 12u)}) {
+    SaveAndWait(0, Tokens(12));
+    absl::StatusOr<PagedCache::Loaded> loaded = paged_->Load(Tokens(12), Table(1));
+    ASSERT_TRUE(loaded.ok());
+    backend_->Fail(4, absl::Status(code, "bad sector"));  // layer 1 of block 1
+    backend_->CompleteAll();
+    EXPECT_EQ(loaded->copies.Wait().code(), code);
+    EXPECT_EQ(Lookup(Tokens(12)), tokens_left) << loaded->copies.Wait();
+  }
+}
+
 TEST_F(DeferredCopiesTest, CancelledCopiesLeaveNothingBehind) {
   const PagedCache::Saved saved = Save(0, Tokens(12));
   backend_->Complete(0);
