@@ -97,9 +97,7 @@ class PinnedHostBackend final : public StorageBackend {
 
  private:
   absl::StatusOr<DeviceLink*> LinkTo(int device) {
-    if (runtime_ == nullptr) {
-      return absl::FailedPreconditionError("pinned_host has no GPU runtime");
-    }
+    if (runtime_ == nullptr) return absl::InvalidArgumentError("pinned_host has no GPU runtime");
     if (DeviceLink* const link = FindLinkTo(device)) return link;
     MutexLock creating(create_mu_);
     if (DeviceLink* const link = FindLinkTo(device)) return link;
@@ -108,7 +106,10 @@ class PinnedHostBackend final : public StorageBackend {
                            {region_->data(), region_->capacity(), region_->chunk_bytes()},
                            absl::StatusCode::kFailedPrecondition);
     if (!created.ok()) {
-      return absl::FailedPreconditionError(
+      // kUnavailable: there is no such device.
+      const bool never = absl::IsUnavailable(created.status());
+      return absl::Status(
+          never ? absl::StatusCode::kInvalidArgument : absl::StatusCode::kFailedPrecondition,
           absl::StrCat("no way to device ", device, ": ", created.status().ToString()));
     }
     MutexLock lock(mu_);

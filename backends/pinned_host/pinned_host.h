@@ -55,8 +55,7 @@ struct PinnedHostOptions {
 // after later work of a stream has used its bytes: look at the transfer before you use the results
 // of that work.
 //
-// When a device fails for good, or cannot be reached at all, what concerns it ends with
-// kFailedPrecondition; the blocks stay.
+// When a device fails for good, what concerns it ends with kFailedPrecondition; the blocks stay.
 //
 // Statistics: pinned_bytes, pinning_seconds, and those of the link to each device that was used.
 //

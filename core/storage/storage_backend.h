@@ -98,6 +98,9 @@ bool IsMediumFault(const absl::Status& status);
 // Thread-safe: every method may be called by any thread at any time.
 class StorageBackend {
  public:
+  // Waits for the copies under way, or cuts them short: when it returns, every op has ended and no
+  // memory of a caller is used any more. Extents need not be freed before. REQUIRES: nobody is in a
+  // call.
   virtual ~StorageBackend() = default;
 
   virtual const BackendTraits& traits() const = 0;
@@ -120,8 +123,8 @@ class StorageBackend {
   // Every backend that stores bytes computes the checksums that ops ask for, on the host; where a
   // copy need not wait for that, an op may end with kDataLoss after its bytes have arrived.
   // An op that does not fit its extent, names null memory or a memory space that this backend
-  // cannot reach ends with kInvalidArgument; the others are not affected. No order among the ops of
-  // a call.
+  // cannot reach ends with kInvalidArgument; the others are not affected. All ops do when the copies
+  // cannot be put behind the work on `stream`. No order among the ops of a call.
   virtual Transfer Write(absl::Span<const WriteOp> ops, Stream stream) = 0;
   virtual Transfer Read(absl::Span<const ReadOp> ops, Stream stream) = 0;
 

@@ -79,6 +79,11 @@ void BackendConformanceTest::TearDown() {
   for (const Extent& extent : extents_) backend_->Free(extent);
 }
 
+void BackendConformanceTest::Destroy() {
+  extents_.clear();
+  backend_.reset();
+}
+
 Extent BackendConformanceTest::Allocate(size_t bytes) {
   extents_.push_back(backend_->Allocate(bytes).value());
   return extents_.back();
@@ -131,8 +136,10 @@ TEST_P(BackendConformanceTest, AllOfTheCapacityCanBeUsedAndNoMore) {
 TEST_P(BackendConformanceTest, ExtentsAreDisjointAndInsideTheCapacity) {
   if (!traits().stores_bytes) GTEST_SKIP() << "no bytes, no places";
   std::vector<Extent> extents;
-  for (size_t units = 1; units < 50; ++units) {
-    extents.push_back(Allocate(units * traits().alignment));
+  size_t left = traits().capacity_bytes;
+  for (size_t bytes = traits().alignment; bytes <= left; bytes += traits().alignment) {
+    extents.push_back(Allocate(bytes));
+    left -= bytes;
   }
   std::sort(extents.begin(), extents.end(),
             [](const Extent& a, const Extent& b) { return a.offset < b.offset; });
@@ -314,6 +321,73 @@ TEST_P(BackendConformanceTest, ReadsThatDoNotFitAreRefusedAloneWithTheirPart) {
   EXPECT_EQ(good, bytes.substr(0, 4));
   EXPECT_EQ(last, bytes.substr(size - 4));
   EXPECT_EQ(bad + large, std::string(size + 5, '?')) << "a refused op copied";
+}
+
+absl::StatusCode BackendConformanceTest::RefusalOf(MemorySpace space, Stream stream) {
+  const Extent extent = Allocate(128);
+  const std::string bytes = Pattern(extent.size, 1);
+  EXPECT_TRUE(Write(extent, bytes).ok());
+  const std::string from = Pattern(64, 2);
+  std::string to(64, '?');
+  const ConstBytes source[] = {AsBytes(from)};
+  const MutableBytes destination[] = {AsBytes(to)};
+  WriteOp write = MakeWrite(extent, 0, source);
+  ReadOp read = MakeRead(extent, 64, destination);
+  write.source_space = read.destination_space = space;
+  const absl::Status written = backend().Write({&write, 1}, stream).Wait();
+  const absl::Status was_read = backend().Read({&read, 1}, stream).Wait();
+  EXPECT_EQ(written.code(), was_read.code()) << written << "; " << was_read;
+  EXPECT_EQ(to, std::string(64, '?')) << "a refused op copied";
+  EXPECT_EQ(Contents(extent), bytes) << "a refused op copied";
+  return written.code();
+}
+
+TEST_P(BackendConformanceTest, AStreamThatItDoesNotKnowIsRefused) {
+  if (!traits().stores_bytes) GTEST_SKIP() << "copies nothing that could have an order";
+  int nobodys_queue = 0;
+  const Stream stream{{}, &nobodys_queue};
+  EXPECT_EQ(RefusalOf({}, stream), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(backend().After(stream).Wait().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_P(BackendConformanceTest, MemoryOfADeviceThatIsNotThereIsRefused) {
+  if (!traits().stores_bytes) GTEST_SKIP() << "touches no memory";
+  EXPECT_EQ(RefusalOf({MemoryKind::kDevice, 4242}, Stream::None()),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_P(BackendConformanceTest, TheDestructorEndsWhatIsUnderWay) {
+  if (!traits().stores_bytes) GTEST_SKIP() << "copies nothing";
+  constexpr uint32_t kCopies = 16;
+  const size_t size = kCapacity / (2 * kCopies);
+  std::vector<std::string> bytes;
+  std::vector<std::string> copies(kCopies, std::string(size, '?'));
+  std::vector<ConstBytes> sources;
+  std::vector<MutableBytes> destinations;
+  std::vector<WriteOp> writes;
+  std::vector<ReadOp> reads;
+  for (uint32_t i = 0; i < kCopies; ++i) bytes.push_back(Pattern(size, i));
+  for (uint32_t i = 0; i < kCopies; ++i) {
+    sources.push_back(AsBytes(bytes[i]));
+    destinations.push_back(AsBytes(copies[i]));
+  }
+  for (uint32_t i = 0; i < kCopies; ++i) {
+    const Extent written_before = Allocate(size);
+    ASSERT_TRUE(Write(written_before, bytes[i]).ok());
+    reads.push_back(MakeRead(written_before, 0, {&destinations[i], 1}, i));
+    writes.push_back(MakeWrite(Allocate(size), 0, {&sources[i], 1}, i));
+  }
+  const Transfer written = backend().Write(writes, Stream::None());
+  const Transfer read = backend().Read(reads, Stream::None());
+  Destroy();
+  EXPECT_TRUE(written.Done());
+  ASSERT_TRUE(read.Done());
+  for (uint32_t i = 0; i < kCopies; ++i) {
+    if (read.result(i).ok()) {
+      EXPECT_TRUE(copies[i] == bytes[i]) << i;
+    }
+  }
+  read.Cancel();
 }
 
 TEST_P(BackendConformanceTest, NothingToCopyIsDone) {

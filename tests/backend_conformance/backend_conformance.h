@@ -10,6 +10,7 @@
 //   }  // namespace kvcache
 //
 // A backend with stores_bytes = false is asked for the part that has nothing to do with bytes.
+// Extents may be aligned to up to 16 KiB. suite_test.cc has backends that the suite must refuse.
 #ifndef KVCACHE_TESTS_BACKEND_CONFORMANCE_BACKEND_CONFORMANCE_H_
 #define KVCACHE_TESTS_BACKEND_CONFORMANCE_BACKEND_CONFORMANCE_H_
 
@@ -23,6 +24,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "gtest/gtest.h"
+#include "kvcache/core/copy/memory_space.h"
 #include "kvcache/core/storage/extent.h"
 #include "kvcache/core/storage/storage_backend.h"
 
@@ -55,11 +57,15 @@ class BackendConformanceTest : public testing::TestWithParam<BackendUnderTest> {
   // Aborts when there is no room.
   Extent Allocate(size_t bytes);
   void Free(const Extent& extent);
+  // Destroys the backend; nothing but the test's own may be asked afterwards.
+  void Destroy();
 
   // With host memory on the other side. Wait for the end.
   absl::Status Write(const Extent& extent, const std::string& bytes, size_t offset = 0);
   // The whole extent.
   std::string Contents(const Extent& extent);
+  // What a write and a read end with that name host memory as that of `space`, behind `stream`.
+  absl::StatusCode RefusalOf(MemorySpace space, Stream stream);
 
  private:
   std::unique_ptr<StorageBackend> backend_;

@@ -293,8 +293,9 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
   absl::Status next_allocate_ ABSL_GUARDED_BY(mu_);
 };
 
-std::unique_ptr<FakeBackend> FakeBackend::Create(size_t capacity_bytes) {
-  auto allocator = ExtentAllocator::Create({.capacity_bytes = capacity_bytes});
+std::unique_ptr<FakeBackend> FakeBackend::Create(size_t capacity_bytes, size_t alignment) {
+  auto allocator =
+      ExtentAllocator::Create({.capacity_bytes = capacity_bytes, .alignment = alignment});
   KVCACHE_CHECK(allocator.ok(), allocator.status().ToString());
   return std::unique_ptr<FakeBackend>(
       new FakeBackend(std::make_shared<Medium>(*std::move(allocator))));

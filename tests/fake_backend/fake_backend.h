@@ -15,10 +15,9 @@
 
 namespace kvcache {
 
-// A backend named "fake": not addressable, stores bytes, reaches host memory, extents aligned to 64
-// bytes. An op that is valid stays pending until a test ends it; only then are its bytes copied, so
-// that a buffer that is gone too early, or an extent that is used again too early, shows. New
-// extents are full of kFreshByte.
+// A backend named "fake": not addressable, stores bytes, reaches host memory. An op that is valid
+// stays pending until a test ends it; only then are its bytes copied, so that a buffer that is gone
+// too early, or an extent that is used again too early, shows. New extents are full of kFreshByte.
 //
 // Aborts where a cache breaks the contract of StorageBackend: it frees an extent or destroys the
 // backend while an op is pending there, names an extent that is not allocated, or starts an op on
@@ -29,8 +28,9 @@ class FakeBackend final : public StorageBackend {
  public:
   static constexpr std::byte kFreshByte{0xDB};
 
-  // REQUIRES: at least 64 bytes. A test that gives the backend to a cache keeps a plain pointer.
-  static std::unique_ptr<FakeBackend> Create(size_t capacity_bytes);
+  // REQUIRES: `alignment` is a power of two, the capacity at least that. A test that gives the
+  // backend to a cache keeps a plain pointer.
+  static std::unique_ptr<FakeBackend> Create(size_t capacity_bytes, size_t alignment = 64);
   ~FakeBackend() override;
 
   // Ops that have not ended, in the order in which they came.
