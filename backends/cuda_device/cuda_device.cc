@@ -9,6 +9,7 @@
 #include "kvcache/backends/gpu/extent_uses.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/base/mutex.h"
+#include "kvcache/core/pages/page_copier.h"
 #include "kvcache/core/storage/extent_allocator.h"
 
 namespace kvcache {
@@ -16,7 +17,7 @@ namespace {
 
 constexpr size_t kAlignment = 256;
 
-class CudaDeviceBackend final : public StorageBackend {
+class CudaDeviceBackend final : public StorageBackend, private PageCopier {
  public:
   CudaDeviceBackend(int device, std::shared_ptr<GpuRuntime> runtime, std::byte* slab,
                     ExtentAllocator allocator)
@@ -67,10 +68,12 @@ class CudaDeviceBackend final : public StorageBackend {
   Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override { return Run(ops, stream); }
   Transfer Read(absl::Span<const ReadOp> ops, Stream stream) override { return Run(ops, stream); }
 
+  PageCopier* page_copier() override { return this; }
+
   Transfer WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
                       absl::Span<const PagedWriteOp> ops, Stream stream) override {
     if (kv.space.kind != MemoryKind::kDevice) {
-      return StorageBackend::WritePages(kv, page_table, ops, stream);
+      return WriteHostPages(*this, kv, page_table, ops, stream);
     }
     return RunPages(kv, page_table, ops, stream, DeviceLink::PagesSide::kGather);
   }
@@ -78,7 +81,7 @@ class CudaDeviceBackend final : public StorageBackend {
   Transfer ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
                      absl::Span<const PagedReadOp> ops, Stream stream) override {
     if (kv.space.kind != MemoryKind::kDevice) {
-      return StorageBackend::ReadPages(kv, page_table, ops, stream);
+      return ReadHostPages(*this, kv, page_table, ops, stream);
     }
     return RunPages(kv, page_table, ops, stream, DeviceLink::PagesSide::kScatter);
   }

@@ -12,6 +12,7 @@
 #include "kvcache/backends/gpu/device_kernels.h"
 #include "kvcache/backends/gpu/device_link.h"
 #include "kvcache/core/copy/memory_space.h"
+#include "kvcache/core/pages/page_copier.h"
 #include "kvcache/core/pages/paged_kv.h"
 #include "kvcache/core/storage/storage_backend.h"
 

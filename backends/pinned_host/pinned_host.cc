@@ -10,12 +10,13 @@
 #include "kvcache/backends/pinned_host/pinned_region.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/base/mutex.h"
+#include "kvcache/core/pages/page_copier.h"
 #include "kvcache/core/storage/host_copy.h"
 
 namespace kvcache {
 namespace {
 
-class PinnedHostBackend final : public StorageBackend {
+class PinnedHostBackend final : public StorageBackend, private PageCopier {
  public:
   PinnedHostBackend(const PinnedHostOptions& options, std::shared_ptr<GpuRuntime> runtime,
                     std::unique_ptr<PinnedRegion> region)
@@ -48,6 +49,8 @@ class PinnedHostBackend final : public StorageBackend {
   Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override { return Run(ops, stream); }
   Transfer Read(absl::Span<const ReadOp> ops, Stream stream) override { return Run(ops, stream); }
 
+  PageCopier* page_copier() override { return this; }
+
   Transfer WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
                       absl::Span<const PagedWriteOp> ops, Stream stream) override {
     if (kv.space.kind == MemoryKind::kDevice) {
@@ -56,7 +59,7 @@ class PinnedHostBackend final : public StorageBackend {
     absl::Status status;
     for (const PagedWriteOp& op : ops) status.Update(WaitForCopies(op.destination, /*write=*/true));
     if (!status.ok()) return AllFail(ops.size(), std::move(status));
-    return StorageBackend::WritePages(kv, page_table, ops, stream);
+    return WriteHostPages(*this, kv, page_table, ops, stream);
   }
 
   Transfer ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
@@ -67,7 +70,7 @@ class PinnedHostBackend final : public StorageBackend {
     absl::Status status;
     for (const PagedReadOp& op : ops) status.Update(WaitForCopies(op.source, /*write=*/false));
     if (!status.ok()) return AllFail(ops.size(), std::move(status));
-    return StorageBackend::ReadPages(kv, page_table, ops, stream);
+    return ReadHostPages(*this, kv, page_table, ops, stream);
   }
 
   Transfer After(Stream stream) override {

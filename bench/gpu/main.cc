@@ -24,6 +24,7 @@
 #include "kvcache/backends/cuda_device/cuda_device.h"
 #include "kvcache/backends/gpu/cuda_runtime.h"
 #include "kvcache/backends/pinned_host/pinned_host.h"
+#include "kvcache/core/pages/page_copier.h"
 #include "kvcache/core/pages/paged_kv.h"
 
 ABSL_FLAG(int, device, 0, "The GPU to measure.");
@@ -365,7 +366,7 @@ class Bench {
         "a copy on the device", 0.80,
         [&] {
           CheckOk(
-              on_device_->WritePages(paged.kv, paged.table, blocked.writes, Stream::None()).Wait(),
+              WritePages(*on_device_, paged.kv, paged.table, blocked.writes, Stream::None()).Wait(),
               "gather");
         },
         plain, kBytes);
@@ -374,7 +375,7 @@ class Bench {
         "a copy on the device", 0.80,
         [&] {
           CheckOk(
-              on_device_->ReadPages(paged.kv, paged.table, blocked.reads, Stream::None()).Wait(),
+              ReadPages(*on_device_, paged.kv, paged.table, blocked.reads, Stream::None()).Wait(),
               "scatter");
         },
         plain, kBytes);
@@ -392,7 +393,7 @@ class Bench {
           "save" + what, blocked.bytes, "one large copy", checksums ? 0 : 0.85,
           [&] {
             CheckOk(
-                pinned_->WritePages(paged.kv, paged.table, blocked.writes, Stream::None()).Wait(),
+                WritePages(*pinned_, paged.kv, paged.table, blocked.writes, Stream::None()).Wait(),
                 "save");
           },
           [&] { PlainCopy(false); }, kBytes);
@@ -402,7 +403,7 @@ class Bench {
         }
       }
       const auto load = [&] {
-        return pinned_->ReadPages(paged.kv, paged.table, blocked.reads, Stream::None());
+        return ReadPages(*pinned_, paged.kv, paged.table, blocked.reads, Stream::None());
       };
       Compare(
           "load" + what, blocked.bytes, "one large copy", checksums ? 0 : 0.85,

@@ -10,6 +10,7 @@
 #include "kvcache/core/base/mutex.h"
 #include "kvcache/core/cache/cache_types.h"
 #include "kvcache/core/cache/leased_copies.h"
+#include "kvcache/core/pages/page_copier.h"
 #include "kvcache/core/stats/stats.h"
 #include "kvcache/core/storage/storage_backend.h"
 
@@ -146,7 +147,7 @@ Transfer PagedCache::Copy(std::vector<Write> writes, absl::Span<const int32_t> p
   }
   const auto shared = std::make_shared<std::vector<Write>>(std::move(writes));
   const LeasedCopies leased(cache_);
-  Transfer copies = leased.backend().WritePages(pages_, page_table, ops, stream);
+  Transfer copies = WritePages(leased.backend(), pages_, page_table, ops, stream);
   if (!copies.Done()) copies.Keep(leased.Pin({}));
   const auto mu = std::make_shared<Mutex>();
   copies.OnOpDone(
@@ -225,7 +226,7 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
   }
   if (!ops.empty()) {
     leased.CountRead(slots.front(), bytes_read);
-    loaded.copies = leased.backend().ReadPages(pages_, page_table, ops, stream);
+    loaded.copies = ReadPages(leased.backend(), pages_, page_table, ops, stream);
     if (!loaded.copies.Done()) loaded.copies.Keep(leased.Pin(slots));
     loaded.copies.OnOpDone(
         [leased, slots = std::move(slots)](size_t op, const absl::Status& status) {

@@ -10,12 +10,13 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kvcache/core/copy/memory_space.h"
-#include "kvcache/core/pages/paged_kv.h"
 #include "kvcache/core/stats/backend_stats.h"
 #include "kvcache/core/storage/extent.h"
 #include "kvcache/core/storage/transfer.h"
 
 namespace kvcache {
+
+class PageCopier;
 
 // What a backend is and can do: declared once, never discovered by a call that fails.
 struct BackendTraits {
@@ -53,25 +54,6 @@ struct ReadOp {
   // Likewise, what the checksums of the bytes should be; 0: not known. When one is different, the
   // op ends with kDataLoss, and nothing is promised about the destination.
   absl::Span<const uint64_t> checksums = {};
-};
-
-// Between the pages of an engine and one part, layer `part`, of a block of tokens.count tokens: the
-// part is at [offset, offset + layout.PartBytes(tokens.count)) of the extent. Checksums as above.
-struct PagedWriteOp {
-  Extent destination = {};
-  size_t offset = 0;
-  uint32_t part = 0;
-  TokenRange tokens = {};
-  uint64_t* checksum = nullptr;
-};
-
-struct PagedReadOp {
-  Extent source = {};
-  size_t offset = 0;
-  uint32_t part = 0;
-  TokenRange tokens = {};
-  uint64_t checksum = 0;     // of the whole part
-  uint32_t skip_tokens = 0;  // leading ones, below tokens.count, whose pages stay as they are
 };
 
 // Whether a read that ended with `status` says that the extent's bytes cannot be had: then the
@@ -123,21 +105,15 @@ class StorageBackend {
   // Every backend that stores bytes computes the checksums that ops ask for, on the host; where a
   // copy need not wait for that, an op may end with kDataLoss after its bytes have arrived.
   // An op that does not fit its extent, names null memory or a memory space that this backend
-  // cannot reach ends with kInvalidArgument; the others are not affected. All ops do when the copies
-  // cannot be put behind the work on `stream`. No order among the ops of a call.
+  // cannot reach ends with kInvalidArgument; the others are not affected. All ops do when the
+  // copies cannot be put behind the work on `stream`. No order among the ops of a call.
   virtual Transfer Write(absl::Span<const WriteOp> ops, Stream stream) = 0;
   virtual Transfer Read(absl::Span<const ReadOp> ops, Stream stream) = 0;
 
-  // The same from and to an engine's pages. All ops end with kInvalidArgument when `kv` is not
-  // valid or the backend cannot reach its memory; one does when the tokens to copy are not in the
-  // page table, its part is none of the layers, or its bytes not in the extent. Read before the
-  // call returns: `kv`, the page table and the ops. This implementation is for pages in host
-  // memory, and has ended when it returns; where this processor cannot reach the extents, it goes
-  // through Write() and Read().
-  virtual Transfer WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
-                              absl::Span<const PagedWriteOp> ops, Stream stream);
-  virtual Transfer ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
-                             absl::Span<const PagedReadOp> ops, Stream stream);
+  // What moves an engine's pages to and from extents, where the backend does better than copies of
+  // host memory do (core/pages/page_copier.h). Lives as long as the backend. Default: nullptr,
+  // none.
+  virtual PageCopier* page_copier() { return nullptr; }
 
   // A transfer of one op that ends once the work that is on `stream` already has ended: for bytes
   // that somebody uses in place, in the order of a stream. Ends with kInvalidArgument when the
@@ -159,11 +135,6 @@ class StorageBackend {
 // that the checksums do not divide. A backend adds its own check of the memory space.
 absl::Status ValidateOp(const WriteOp& op);
 absl::Status ValidateOp(const ReadOp& op);
-// Of an op of valid `kv`: kInvalidArgument also for tokens that are not in the page table.
-absl::Status ValidateOp(const PagedKv& kv, absl::Span<const int32_t> page_table,
-                        const PagedWriteOp& op);
-absl::Status ValidateOp(const PagedKv& kv, absl::Span<const int32_t> page_table,
-                        const PagedReadOp& op);
 
 }  // namespace kvcache
 

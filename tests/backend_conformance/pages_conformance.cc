@@ -13,6 +13,7 @@
 #include "gtest/gtest.h"
 #include "kvcache/core/copy/checksum.h"
 #include "kvcache/core/key/kv_layout.h"
+#include "kvcache/core/pages/page_copier.h"
 #include "kvcache/core/pages/paged_kv.h"
 #include "kvcache/core/storage/extent.h"
 #include "kvcache/core/storage/storage_backend.h"
@@ -129,7 +130,7 @@ TEST_P(BackendConformanceTest, PagesAreGatheredIntoPartsOfBlocks) {
                        kBlocks[i], layer == 1 ? nullptr : &sums[ops.size()]});
       }
     }
-    const Transfer written = backend().WritePages(pages.kv, pages.table, ops, Stream::None());
+    const Transfer written = WritePages(backend(), pages.kv, pages.table, ops, Stream::None());
     EXPECT_EQ(written.size(), ops.size());
     for (uint32_t layer = 0; layer < kLayers; ++layer) EXPECT_TRUE(written.WaitPart(layer).ok());
     ASSERT_TRUE(written.Wait().ok()) << written.Wait();
@@ -175,7 +176,7 @@ TEST_P(BackendConformanceTest, PartsOfBlocksAreScatteredIntoPages) {
         });
       }
     }
-    const Transfer read = backend().ReadPages(pages.kv, pages.table, ops, Stream::None());
+    const Transfer read = ReadPages(backend(), pages.kv, pages.table, ops, Stream::None());
     EXPECT_EQ(read.size(), ops.size());
     EXPECT_TRUE(read.WaitPart(0).ok());
     ASSERT_TRUE(read.Wait().ok()) << read.Wait();
@@ -192,11 +193,12 @@ TEST_P(BackendConformanceTest, PagesGetNoBytesWithoutNotice) {
   const Extent extent = Allocate(pages.PartBytes(8));
   uint64_t sum = 0;
   const PagedWriteOp write = {extent, 0, 0, {0, 8}, &sum};
-  ASSERT_TRUE(backend().WritePages(pages.kv, pages.table, {&write, 1}, Stream::None()).Wait().ok());
+  ASSERT_TRUE(
+      WritePages(backend(), pages.kv, pages.table, {&write, 1}, Stream::None()).Wait().ok());
   ASSERT_NE(sum, 0u);
   const PagedReadOp ops[] = {
       {extent, 0, 0, {0, 8}, sum}, {extent, 0, 1, {0, 8}, sum ^ 1}, {extent, 0, 2, {0, 8}, 0}};
-  const Transfer read = backend().ReadPages(pages.kv, pages.table, ops, Stream::None());
+  const Transfer read = ReadPages(backend(), pages.kv, pages.table, ops, Stream::None());
   EXPECT_TRUE(absl::IsDataLoss(read.Wait())) << read.Wait();
   EXPECT_TRUE(read.result(0).ok());
   EXPECT_TRUE(absl::IsDataLoss(read.result(1)));
@@ -209,10 +211,11 @@ TEST_P(BackendConformanceTest, WithoutStoredBytesPagesAreWrittenAndNotRead) {
   const std::string before = pages.memory;
   const Extent extent = Allocate(pages.PartBytes(8));
   const PagedWriteOp write = {extent, 0, 0, {0, 8}};
-  EXPECT_TRUE(backend().WritePages(pages.kv, pages.table, {&write, 1}, Stream::None()).Wait().ok());
+  EXPECT_TRUE(
+      WritePages(backend(), pages.kv, pages.table, {&write, 1}, Stream::None()).Wait().ok());
   const PagedReadOp read = {extent, 0, 0, {0, 8}};
   EXPECT_TRUE(absl::IsFailedPrecondition(
-      backend().ReadPages(pages.kv, pages.table, {&read, 1}, Stream::None()).Wait()));
+      ReadPages(backend(), pages.kv, pages.table, {&read, 1}, Stream::None()).Wait()));
   EXPECT_EQ(pages.memory, before);
 }
 
@@ -254,7 +257,7 @@ TEST_P(BackendConformanceTest, PagedOpsThatCannotBeAreRefusedAlone) {
     reads.push_back({extent, c.offset, c.part, c.tokens, 0, c.skip_tokens});
   }
   std::string expected = pages.memory;
-  const Transfer written = backend().WritePages(pages.kv, pages.table, writes, Stream::None());
+  const Transfer written = WritePages(backend(), pages.kv, pages.table, writes, Stream::None());
   EXPECT_TRUE(absl::IsInvalidArgument(written.Wait())) << written.Wait();
   EXPECT_TRUE(written.result(0).ok()) << written.result(0);
   for (size_t op = 1; op < writes.size(); ++op) {
@@ -265,7 +268,7 @@ TEST_P(BackendConformanceTest, PagedOpsThatCannotBeAreRefusedAlone) {
   pages.ForBytes(1, {0, 8}, [&](std::byte& at, size_t) {
     at = std::byte{0};  // comes back
   });
-  const Transfer read = backend().ReadPages(pages.kv, pages.table, reads, Stream::None());
+  const Transfer read = ReadPages(backend(), pages.kv, pages.table, reads, Stream::None());
   EXPECT_TRUE(absl::IsInvalidArgument(read.Wait())) << read.Wait();
   EXPECT_TRUE(read.result(0).ok()) << read.result(0);
   for (size_t op = 1; op < reads.size(); ++op) {
@@ -280,8 +283,8 @@ TEST_P(BackendConformanceTest, PagesThatAreNotValidAreRefused) {
   pages.kv.page_stride = 1;
   const PagedWriteOp writes[] = {{extent, 0, 0, {0, 4}}, {extent, 0, 1, {0, 4}}};
   const PagedReadOp reads[] = {{extent, 0, 0, {0, 4}}, {extent, 0, 1, {0, 4}}};
-  const Transfer written = backend().WritePages(pages.kv, pages.table, writes, Stream::None());
-  const Transfer read = backend().ReadPages(pages.kv, pages.table, reads, Stream::None());
+  const Transfer written = WritePages(backend(), pages.kv, pages.table, writes, Stream::None());
+  const Transfer read = ReadPages(backend(), pages.kv, pages.table, reads, Stream::None());
   for (size_t op = 0; op < 2; ++op) {
     EXPECT_TRUE(absl::IsInvalidArgument(written.result(op))) << written.result(op);
     EXPECT_TRUE(absl::IsInvalidArgument(read.result(op))) << read.result(op);
@@ -295,7 +298,7 @@ TEST_P(BackendConformanceTest, PagesTablesAndOpsMayGoWhenTheCallReturns) {
   auto kv = std::make_unique<PagedKv>(pages.kv);
   auto table = std::make_unique<std::vector<int32_t>>(pages.table);
   auto op = std::make_unique<PagedWriteOp>(PagedWriteOp{extent, 0, 2, {1, 8}});
-  const Transfer written = backend().WritePages(*kv, *table, {op.get(), 1}, Stream::None());
+  const Transfer written = WritePages(backend(), *kv, *table, {op.get(), 1}, Stream::None());
   kv.reset();
   table.reset();
   op.reset();
@@ -306,9 +309,9 @@ TEST_P(BackendConformanceTest, PagesTablesAndOpsMayGoWhenTheCallReturns) {
 
 TEST_P(BackendConformanceTest, NoPagesToCopyIsDone) {
   EnginePages pages(kHeads, kNhd, 4);
-  EXPECT_TRUE(backend().WritePages(pages.kv, pages.table, {}, Stream::None()).Wait().ok());
-  EXPECT_TRUE(backend().ReadPages(pages.kv, pages.table, {}, Stream::None()).Wait().ok());
-  EXPECT_EQ(backend().ReadPages(pages.kv, {}, {}, Stream::None()).size(), 0u);
+  EXPECT_TRUE(WritePages(backend(), pages.kv, pages.table, {}, Stream::None()).Wait().ok());
+  EXPECT_TRUE(ReadPages(backend(), pages.kv, pages.table, {}, Stream::None()).Wait().ok());
+  EXPECT_EQ(ReadPages(backend(), pages.kv, {}, {}, Stream::None()).size(), 0u);
 }
 
 TEST_P(BackendConformanceTest, TheCallingThreadsWorkHasEndedAlready) {

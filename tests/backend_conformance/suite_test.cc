@@ -16,34 +16,26 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/storage/extent.h"
 #include "kvcache/core/storage/storage_backend.h"
 #include "kvcache/core/storage/transfer.h"
 #include "kvcache/tests/backend_conformance/backend_conformance.h"
 #include "kvcache/tests/fake_backend/fake_backend.h"
+#include "kvcache/tests/fake_backend/forwarding_backend.h"
 
 namespace kvcache {
 namespace {
 
 // Does what a FakeBackend does.
-class Honest : public StorageBackend {
+class Honest : public ForwardingBackend {
  public:
-  explicit Honest(size_t capacity_bytes) : fake_(FakeBackend::Create(capacity_bytes)) {
-    fake_->set_auto_complete(true);
-  }
-  const BackendTraits& traits() const override { return fake_->traits(); }
-  absl::StatusOr<Extent> Allocate(size_t bytes) override { return fake_->Allocate(bytes); }
-  void Free(Extent extent) override { fake_->Free(extent); }
-  std::byte* Address(Extent extent) const override { return fake_->Address(extent); }
-  Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override {
-    return fake_->Write(ops, stream);
-  }
-  Transfer Read(absl::Span<const ReadOp> ops, Stream stream) override {
-    return fake_->Read(ops, stream);
-  }
+  explicit Honest(size_t capacity_bytes) : ForwardingBackend(MakeFake(capacity_bytes)) {}
 
  private:
-  const std::unique_ptr<FakeBackend> fake_;
+  static std::unique_ptr<StorageBackend> MakeFake(size_t capacity_bytes) {
+    auto fake = FakeBackend::Create(capacity_bytes);
+    fake->set_auto_complete(true);
+    return fake;
+  }
 };
 
 class IgnoresStreams final : public Honest {

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kvcache/core/pages/page_copier.h"
 #include "kvcache/core/pages/paged_kv.h"
 #include "kvcache/core/storage/extent.h"
 #include "kvcache/core/storage/storage_backend.h"
@@ -24,7 +25,7 @@ namespace kvcache {
 // bytes of an extent that a pending op writes, or writes bytes that a pending op reads.
 //
 // Thread-safe. Ops end, and callbacks run, outside of its lock, on the thread that ends them.
-class FakeBackend final : public StorageBackend {
+class FakeBackend final : public StorageBackend, private PageCopier {
  public:
   static constexpr std::byte kFreshByte{0xDB};
 
@@ -60,14 +61,17 @@ class FakeBackend final : public StorageBackend {
   // Transfers can be cancelled: what is pending then ends with kCancelled.
   Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override;
   Transfer Read(absl::Span<const ReadOp> ops, Stream stream) override;
-  Transfer WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
-                      absl::Span<const PagedWriteOp> ops, Stream stream) override;
-  Transfer ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
-                     absl::Span<const PagedReadOp> ops, Stream stream) override;
+  // Copies pages, too, when the op ends.
+  PageCopier* page_copier() override { return this; }
 
  private:
   class Medium;
   explicit FakeBackend(std::shared_ptr<Medium> medium);
+
+  Transfer WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                      absl::Span<const PagedWriteOp> ops, Stream stream) override;
+  Transfer ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
+                     absl::Span<const PagedReadOp> ops, Stream stream) override;
 
   // Shared with the transfers, which may be cancelled when the backend is gone.
   const std::shared_ptr<Medium> medium_;

@@ -18,6 +18,7 @@
 #include "kvcache/backends/gpu/cuda_runtime.h"
 #include "kvcache/backends/pinned_host/pinned_host.h"
 #include "kvcache/core/cache/cache.h"
+#include "kvcache/core/pages/page_copier.h"
 #include "kvcache/core/pages/paged_kv.h"
 #include "kvcache/eviction/lru/lru.h"
 #include "kvcache/tests/backend_conformance/backend_conformance.h"
@@ -295,7 +296,7 @@ class DevicePagesTest : public DeviceTest, public testing::WithParamInterface<Pa
         writes.push_back({extents[block], layer * bytes, layer, tokens, nullptr});
       }
     }
-    const Transfer saved = backend.WritePages(on_device, table, writes, stream());
+    const Transfer saved = WritePages(backend, on_device, table, writes, stream());
     ASSERT_TRUE(saved.WaitOn(stream()).ok());
     ASSERT_CUDA(cudaMemsetAsync(on_device.layers[0].k, 0xEE, pool.size(), stream_));
     ASSERT_TRUE(saved.Wait().ok()) << saved.Wait();
@@ -314,7 +315,7 @@ class DevicePagesTest : public DeviceTest, public testing::WithParamInterface<Pa
                        static_cast<uint32_t>(random.Below(3) * op.tokens.count / 3)});
     }
     std::reverse(table.begin(), table.end());
-    const Transfer loaded = backend.ReadPages(on_device, table, reads, stream());
+    const Transfer loaded = ReadPages(backend, on_device, table, reads, stream());
     ASSERT_TRUE(loaded.WaitOn(stream()).ok());
     std::vector<std::byte> seen(pool.size());
     ASSERT_CUDA(cudaMemcpyAsync(seen.data(), on_device.layers[0].k, seen.size(),

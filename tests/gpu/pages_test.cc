@@ -17,6 +17,7 @@
 #include "gtest/gtest.h"
 #include "kvcache/backends/cuda_device/cuda_device.h"
 #include "kvcache/backends/pinned_host/pinned_host.h"
+#include "kvcache/core/pages/page_copier.h"
 #include "kvcache/core/pages/paged_kv.h"
 #include "kvcache/core/storage/storage_backend.h"
 #include "kvcache/tests/cache/random.h"
@@ -202,8 +203,8 @@ class Scenario {
     }
     if (may_fail && fault_while_saving) Fault();
     const auto [first_writes, other_writes] = Split(absl::MakeConstSpan(writes));
-    const Copies saved = {backend_->WritePages(from, from_table, first_writes, stream_),
-                          backend_->WritePages(from, from_table, other_writes, stream_)};
+    const Copies saved = {WritePages(*backend_, from, from_table, first_writes, stream_),
+                          WritePages(*backend_, from, from_table, other_writes, stream_)};
     if (!Ok(saved.WaitOn(stream_))) saved.Wait().IgnoreError();
     Enqueue([from] { Poison(from); });
     Ok(saved.Wait());
@@ -224,8 +225,8 @@ class Scenario {
     Enqueue([to] { Poison(to); });
     if (may_fail && !fault_while_saving) Fault();
     const auto [first_reads, other_reads] = Split(absl::MakeConstSpan(reads));
-    const Copies loaded = {backend_->ReadPages(to, to_table, first_reads, stream_),
-                           backend_->ReadPages(to, to_table, other_reads, stream_)};
+    const Copies loaded = {ReadPages(*backend_, to, to_table, first_reads, stream_),
+                           ReadPages(*backend_, to, to_table, other_reads, stream_)};
     const auto is_right = [&](size_t i) {
       std::vector<std::byte> part(right[i].size());
       GatherPart(to, to_table, reads[i].part, reads[i].tokens, part.data());
@@ -270,7 +271,7 @@ class Scenario {
     }
     EXPECT_NE(checksum, 0u);
     backend_->Address(extent)[0] ^= std::byte{1};
-    const Transfer corrupt = backend_->ReadPages(to, to_table, reads, stream_);
+    const Transfer corrupt = ReadPages(*backend_, to, to_table, reads, stream_);
     EXPECT_TRUE(absl::IsDataLoss(corrupt.Wait())) << corrupt.Wait();
   }
 
