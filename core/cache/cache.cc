@@ -95,7 +95,8 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
       default_ttl_(internal::LengthOf(options.default_ttl)),
       keeps_checksums_(options.checksums && backend_->traits().stores_bytes),
       table_(std::make_unique<internal::BlockTable>(capacity_bytes, backend_->traits().alignment,
-                                                    max_blocks, keeps_checksums_, *policy_)),
+                                                    max_blocks, keeps_checksums_, options.events,
+                                                    *policy_)),
       clock_(options.clock),
       scrubber_(std::make_unique<internal::Scrubber>(*this)) {
   internal::BlockTable::Supplies supplies;
@@ -567,6 +568,34 @@ absl::Status Cache::ResizeInSteps(size_t capacity_bytes) {
     }
     changed_.Wait(mu_);
   }
+}
+
+size_t Cache::PeekVictims(absl::Span<ReadLease> leases) {
+  Slot slots[kBlocksPerLock];
+  const size_t wanted = std::min(leases.size(), kBlocksPerLock);
+  if (!LockSupplied(0, wanted, 0)) return 0;
+  MutexLock lock(mu_, AdoptLock());
+  const Nanos now = Now();
+  table_->EndPriorities(now);
+  const size_t found = table_->PeekVictims(absl::MakeSpan(slots, wanted));
+  for (size_t i = 0; i < found; ++i) Pin(slots[i], std::nullopt, now, &leases[i]);
+  return found;
+}
+
+void Cache::MarkCopied(const ReadLease& block) {
+  KVCACHE_CHECK(block.cache_ == this, "the lease is not of this cache");
+  MutexLock lock(mu_);
+  table_->block(block.slot_).copied = true;
+}
+
+size_t Cache::Events(uint64_t* sequence, absl::Span<BlockEvent> events, uint64_t* lost) const {
+  size_t copied = 0;
+  for (size_t some = kBlocksPerLock; some == kBlocksPerLock;) {
+    MutexLock lock(mu_);
+    some = table_->events().CopyFrom(sequence, events.subspan(copied, kBlocksPerLock), lost);
+    copied += some;
+  }
+  return copied;
 }
 
 void Cache::Drain() {

@@ -195,6 +195,23 @@ class Cache {
   size_t EraseNamespace(NamespaceId ns);
   void Clear();
 
+  // --- For those who copy blocks elsewhere, or tell others what is here
+
+  // Leases blocks that would be evicted first, in that order, and are not marked as copied; the
+  // order stays as it is, and nothing is counted or touched. Looks at up to 256 blocks, marked ones
+  // among them. Returns how many, at most leases.size(); the other leases hold nothing. REQUIRES:
+  // leases that hold nothing.
+  size_t PeekVictims(absl::Span<ReadLease> leases);
+  // From now on the block of a lease need not be copied before it is evicted
+  // (CacheCounters::evicted_before_copied). REQUIRES: the lease holds a whole block of this cache.
+  void MarkCopied(const ReadLease& block);
+
+  // Copies BlockEvents, the oldest first, from the one with the number *sequence on, which becomes
+  // that of the next one; begin with 0. Adds to *lost how many of them are not kept any more: who
+  // finds some has to ask for what is there instead (Lookup). Returns how many were copied: less
+  // than events.size() when there are no more. Any number of readers.
+  size_t Events(uint64_t* sequence, absl::Span<BlockEvent> events, uint64_t* lost) const;
+
   // --- Upkeep
 
   // Lets the leading complete blocks of a chain live until `ttl` from now, if that is later than

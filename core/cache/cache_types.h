@@ -16,6 +16,7 @@
 #include "kvcache/core/copy/memory_space.h"
 #include "kvcache/core/key/block_key.h"
 #include "kvcache/core/table/block_options.h"
+#include "kvcache/core/table/event_ring.h"
 
 namespace kvcache {
 
@@ -38,6 +39,8 @@ struct CacheOptions {
   // finds what has changed in memory before anybody reads it in place. Default: no such thread,
   // since it takes memory bandwidth from everybody else. Needs `checksums`.
   size_t scrub_bytes_per_second = 0;
+  // How many of the last BlockEvents are kept for Cache::Events(), 128 bytes each. Default: none.
+  size_t events = 0;
   // Costs a thread, which does the simulating.
   AdviceOptions advice = {};
   // Must outlive the cache, but not the leases that do.

@@ -42,6 +42,8 @@ constexpr std::array kCounters = {
     Counter{&CacheCounters::evictions, "evictions_total", "Blocks evicted to make room."},
     Counter{&CacheCounters::evicted_before_reuse, "evictions_before_reuse_total",
             "Blocks evicted that had never been hit."},
+    Counter{&CacheCounters::evicted_before_copied, "evictions_before_copied_total",
+            "Blocks evicted that nobody had marked as copied elsewhere."},
     Counter{&CacheCounters::expirations, "expirations_total", "Blocks that outlived their TTL."},
     Counter{&CacheCounters::erased, "erased_total", "Blocks erased by a caller."},
     Counter{&CacheCounters::replaced, "replaced_total", "Blocks replaced by a newer copy."},

@@ -37,11 +37,13 @@ struct CacheCounters {
 
   uint64_t blocks_written = 0;  // became complete
   uint64_t evictions = 0;
-  uint64_t evicted_before_reuse = 0;  // among the evictions: never hit
+  uint64_t evicted_before_reuse = 0;   // among the evictions: never hit
+  uint64_t evicted_before_copied = 0;  // among them: not marked by Cache::MarkCopied()
   uint64_t expirations = 0;
   uint64_t erased = 0;
   uint64_t replaced = 0;
-  uint64_t corrupted = 0;  // dropped since their bytes had changed or could not be read; also what was below
+  uint64_t corrupted =
+      0;  // dropped since their bytes had changed or could not be read; also what was below
   uint64_t failed_writes = 0;  // dropped, aborted or failed; also blocks lost with such a parent
   uint64_t rejected_too_large = 0;
   uint64_t rejected_pinned = 0;  // no room, and nothing that may go

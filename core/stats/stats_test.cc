@@ -185,6 +185,7 @@ TEST(StatsTest, NoCounterIsForgotten) {
                             &counters.blocks_written,
                             &counters.evictions,
                             &counters.evicted_before_reuse,
+                            &counters.evicted_before_copied,
                             &counters.expirations,
                             &counters.erased,
                             &counters.replaced,

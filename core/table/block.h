@@ -84,6 +84,7 @@ struct Block {
   bool chosen : 1 = false;    // as a victim, by the call under way
   bool reused : 1 = false;    // was hit
   bool retired : 1 = false;   // among those with children to remove
+  bool copied : 1 = false;    // its bytes are elsewhere, too
   // Of a block that is being written: one of its descendants has become visible before it.
   bool early_below : 1 = false;
 

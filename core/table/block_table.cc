@@ -8,13 +8,14 @@
 namespace kvcache::internal {
 
 BlockTable::BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks,
-                       bool keeps_checksums, EvictionPolicy& policy)
+                       bool keeps_checksums, size_t events, EvictionPolicy& policy)
     : policy_(&policy),
       max_blocks_(max_blocks),
       keeps_checksums_(keeps_checksums),
       blocks_(max_blocks),
       writes_(max_blocks),
       pins_(max_blocks),
+      events_(events),
       budget_(capacity_bytes, alignment) {
   victims_.reserve(kBlocksPerLock);
   index_.SetMaxSlots(max_blocks);
@@ -315,6 +316,24 @@ BlockTable::Room BlockTable::MakeRoom(size_t bytes, Slot parent, const EntryInfo
   return Room::kMade;
 }
 
+size_t BlockTable::PeekVictims(absl::Span<Slot> slots) {
+  size_t found = 0;
+  victims_.clear();
+  for (size_t steps = 0; found < slots.size() && steps < kBlocksPerLock; ++steps) {
+    Slot victim = kNoSlot;
+    const Step step = ChooseOne({}, &victim);
+    if (step == Step::kParked) continue;
+    if (step != Step::kChosen) break;
+    ParkChosen(victim);
+    victims_.push_back(victim);
+    const Block& b = block(victim);
+    if (!b.copied) slots[found++] = victim;
+    if (b.parent != kNoSlot) ChildGone(b.parent);
+  }
+  TakeVictimsBack();
+  return found;
+}
+
 size_t BlockTable::EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed* removed) {
   const Room room = ChooseVictims(incoming, [](size_t victims, size_t) { return victims > 0; });
   if (room != Room::kMade) return 0;
@@ -405,6 +424,7 @@ void BlockTable::CountRemoval(const Block& b, RemoveReason reason) {
     case RemoveReason::kEvicted:
       ++counters.evictions;
       counters.evicted_before_reuse += !b.reused;
+      counters.evicted_before_copied += !b.copied;
       break;
     case RemoveReason::kErased:
       ++counters.erased;
@@ -430,6 +450,13 @@ void BlockTable::Unlink(Slot slot, RemoveReason reason, Removed* removed) {
   const bool was_refused = !b.has_extent;
   if (!was_refused) CountRemoval(b, reason);
   if (b.indexed) {
+    if (events_.keeps_any() && b.state == Block::State::kComplete) {
+      events_.Add({.kind = BlockEvent::Kind::kRemoved,
+                   .reason = reason,
+                   .key = b.key,
+                   .ns = namespaces_.IdOf(b.ns),
+                   .bytes = b.bytes});
+    }
     index_.Erase(mixer_(b.key.bytes), slot);
     if (!Erased(b)) {
       --ns.usage.blocks;

@@ -23,6 +23,7 @@
 #include "kvcache/core/table/block.h"
 #include "kvcache/core/table/block_options.h"
 #include "kvcache/core/table/budget.h"
+#include "kvcache/core/table/event_ring.h"
 #include "kvcache/core/table/namespaces.h"
 #include "kvcache/core/table/pin_list.h"
 #include "kvcache/core/table/pool.h"
@@ -55,7 +56,7 @@ class BlockTable {
   // Allocates what it takes to find and to evict max_blocks blocks. Bytes are charged to the budget
   // in multiples of `alignment`, a power of two.
   BlockTable(size_t capacity_bytes, size_t alignment, size_t max_blocks, bool keeps_checksums,
-             EvictionPolicy& policy);
+             size_t events, EvictionPolicy& policy);
 
   // --- Memory for blocks to come. To be asked for under the lock, made without it, and added.
   using Blocks = Pool<Block, &Block::next_sibling, 1024>;
@@ -159,6 +160,10 @@ class BlockTable {
   // Evicts one more block of up to `max_bytes`; returns its bytes, or 0.
   size_t EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed* removed);
 
+  // The blocks that would be evicted first, in that order, of which up to slots.size() are not
+  // marked as copied; looks at up to kBlocksPerLock. Their order stays as it is. Returns how many.
+  size_t PeekVictims(absl::Span<Slot> slots);
+
   // MakeRoom() in steps, for room that takes more than kBlocksPerLock blocks: one caller at a time
   // chooses victims until they suffice, and then evicts them or takes them back, some in each hold
   // of the lock. In between anything may happen to a chosen block, except that nobody else evicts
@@ -247,6 +252,7 @@ class BlockTable {
   // What could be evicted at most: all that is visible and not pinned.
   size_t loose_bytes() const { return loose_bytes_; }
 
+  const EventRing& events() const { return events_; }
   size_t pins() const { return pins_.pins(); }
   // Everything but the names of backend and policy, and what each of the namespaces adds.
   CacheStats Stats(Nanos now, std::vector<NamespaceStats> namespaces) const;
@@ -324,7 +330,8 @@ class BlockTable {
   const KeyMixer mixer_;
   SlotIndex index_;
   SlotHeap<Nanos> deadlines_;  // of visible blocks that have one
-  Slot retired_ = kNoSlot;     // stack through next_sibling
+  EventRing events_;
+  Slot retired_ = kNoSlot;  // stack through next_sibling
   Budget budget_;
   size_t loose_bytes_ = 0;
 };

@@ -255,6 +255,11 @@ void BlockTable::MakeVisible(Slot slot, Block::State state, Nanos now, Removed* 
     EndWrite(b, removed);
     ++ns.usage.blocks_complete;
     ++ns.counters.blocks_written;
+    if (!events_.keeps_any()) return;
+    BlockEvent event = {.key = b.key, .ns = namespaces_.IdOf(b.ns), .bytes = b.bytes};
+    event.has_parent = b.parent != kNoSlot;
+    if (event.has_parent) event.parent = block(b.parent).key;
+    events_.Add(event);
   }
 }
 

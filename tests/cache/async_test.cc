@@ -162,8 +162,8 @@ class Scenario {
     const size_t pending = fake_->pending();
     if (pending == 0) return;
     const uint32_t how = random_.Below(100);
-    if (how < 65) return fake_->Complete(random_.Below(pending));
-    if (how < 70) return fake_->CompleteAll();
+    if (how < 70) return fake_->Complete(random_.Below(pending));
+    if (how < 75) return fake_->CompleteAll();
     fake_->Fail(random_.Below(pending), absl::InternalError("test"));
   }
 

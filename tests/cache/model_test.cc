@@ -94,6 +94,7 @@ constexpr CounterName kCounters[] = {
     {&CacheCounters::blocks_written, "blocks_written"},
     {&CacheCounters::evictions, "evictions"},
     {&CacheCounters::evicted_before_reuse, "evicted_before_reuse"},
+    {&CacheCounters::evicted_before_copied, "evicted_before_copied"},
     {&CacheCounters::replaced, "replaced"},
     {&CacheCounters::rejected_too_large, "rejected_too_large"},
     {&CacheCounters::rejected_pinned, "rejected_pinned"},

@@ -78,6 +78,7 @@ void ReferenceCache::Remove(const Handle& block, Why why) {
   } else if (why == Why::kEvicted) {
     ++count.evictions;
     if (!block->hit) ++count.evicted_before_reuse;
+    ++count.evicted_before_copied;
   } else {
     ++(why == Why::kErased ? count.erased : count.expirations);
   }
