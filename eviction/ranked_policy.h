@@ -7,9 +7,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "kvcache/core/base/check.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/core/policy/slot_heap.h"
@@ -22,7 +22,7 @@ namespace kvcache {
 //
 //   static Rank OfNew(const EntryInfo&, uint64_t sequence);
 //   void Touch(uint64_t sequence);
-//   void SetDeadline(absl::Time);
+//   void SetDeadline(Nanos);
 //   bool operator<(Rank, Rank);  // total: sequences are unique and ascend with every use
 template <typename Rank>
 class RankedPolicy : public EvictionPolicy {
@@ -69,7 +69,7 @@ class RankedPolicy : public EvictionPolicy {
     order_.Push(slot, RankOf(slot));
   }
 
-  void SetDeadline(Slot slot, absl::Time deadline) override {
+  void SetDeadline(Slot slot, Nanos deadline) override {
     Settle();
     Rank& rank = RankOf(slot);
     rank.SetDeadline(deadline);

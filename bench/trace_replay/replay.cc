@@ -10,6 +10,7 @@
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
 #include "kvcache/bench/trace_replay/payload.h"
 #include "kvcache/core/base/manual_clock.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/cache/cache.h"
 #include "kvcache/core/plugins/registry.h"
 
@@ -41,7 +42,7 @@ class Replayer {
 
   absl::StatusOr<ReplayResult> Run() {
     for (const TraceRequest& request : workload_.trace.requests) {
-      clock_.Set(absl::UnixEpoch() + request.arrival);
+      clock_.Set(ToNanos(request.arrival));
       numbers_ = workload_.trace.BlocksOf(request);
       keys_.clear();
       for (uint32_t number : numbers_) keys_.push_back(workload_.keys[number]);
@@ -200,7 +201,7 @@ absl::StatusOr<ReplayResult> Replay(const Workload& workload, const ReplayOption
   absl::StatusOr<std::unique_ptr<StorageBackend>> backend =
       MakeBackend(options.capacity_blocks, options.payload_bytes);
   if (!backend.ok()) return backend.status();
-  ManualClock clock(absl::UnixEpoch());
+  ManualClock clock(0);
   CacheOptions cache_options;
   cache_options.max_blocks = options.capacity_blocks;
   cache_options.clock = &clock;

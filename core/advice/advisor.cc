@@ -174,10 +174,10 @@ void Advisor::Put(const BlockKey& key, size_t charged_bytes, const EntryInfo& in
   size_t queued;
   {
     MutexLock lock(queue_mu_);
-    queue_.terms.push_back({.ttl = options.ttl.has_value() ? LengthOf(*options.ttl) : default_ttl_,
+    queue_.terms.push_back({.ttl = options.ttl.has_value() ? ToNanos(*options.ttl) : default_ttl_,
                             .recompute_cost = static_cast<float>(incoming.recompute_cost)});
     queue_.Add({.key_hash = incoming.key_hash,
-                .now = ToNanos(incoming.now),
+                .now = incoming.now,
                 .bytes = charged_bytes,
                 .kind = static_cast<uint64_t>(Reference::Kind::kPut),
                 .first = true,

@@ -14,15 +14,15 @@ EntryInfo InfoOf(const Reference& reference, Slot parent) {
           .depth = reference.depth,
           .chain_blocks = reference.chain_blocks,
           .recompute_cost = reference.recompute_cost,
-          .deadline = ToTime(After(reference.now, reference.ttl)),
-          .now = ToTime(reference.now)};
+          .deadline = Later(reference.now, reference.ttl),
+          .now = reference.now};
 }
 
 // Blocks that were sampled are seldom neighbours, so the policy hears of each by itself.
 Run RunOf(const Reference& reference, bool continues) {
   return {.first_depth = reference.depth,
           .chain_blocks = reference.chain_blocks,
-          .now = ToTime(reference.now),
+          .now = reference.now,
           .continues = continues};
 }
 
@@ -154,13 +154,13 @@ void ShadowCache::Admit(Slot slot, const Reference& reference) {
   entry.bytes = reference.bytes;
   entry.ttl = reference.ttl;
   entry.recompute_cost = reference.recompute_cost;
-  entry.deadline = After(reference.now, reference.ttl);
+  entry.deadline = Later(reference.now, reference.ttl);
   if (parent != kNoSlot) entry.deadline = std::min(entry.deadline, entries_[parent].deadline);
   entry.parked = false;
   bytes_ += entry.bytes;
   if (entry.deadline != kNever) deadlines_.Push(slot, entry.deadline);
   EntryInfo info = InfoOf(reference, parent);
-  info.deadline = ToTime(entry.deadline);
+  info.deadline = entry.deadline;
   policy_->Admit(slot, info);
 }
 

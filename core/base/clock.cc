@@ -7,10 +7,10 @@ namespace {
 
 class RealClock final : public Clock {
  public:
-  absl::Time Now() const override {
+  Nanos Now() const override {
     timespec now;
-    clock_gettime(CLOCK_REALTIME_COARSE, &now);
-    return absl::TimeFromTimespec(now);
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return Nanos{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
   }
 };
 

@@ -92,7 +92,7 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
     : backend_(std::move(backend)),
       policy_(std::move(policy)),
       slots_(max_blocks),
-      default_ttl_(internal::LengthOf(options.default_ttl)),
+      default_ttl_(internal::ToNanos(options.default_ttl)),
       keeps_checksums_(options.checksums && backend_->traits().stores_bytes),
       table_(std::make_unique<internal::BlockTable>(capacity_bytes, backend_->traits().alignment,
                                                     max_blocks, keeps_checksums_, options.events,
@@ -265,7 +265,7 @@ absl::Status Cache::UnknownNamespace(absl::string_view argument, NamespaceId ns)
 
 // --- Reading
 
-Nanos Cache::Now() const { return internal::ToNanos(clock_->Now()); }
+Nanos Cache::Now() const { return clock_->Now(); }
 
 absl::Status Cache::PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> part, Nanos now,
                              ReadLease* lease) {
@@ -516,8 +516,8 @@ absl::StatusOr<size_t> Cache::Extend(const Chain& chain, absl::Duration ttl) {
         absl::StrCat("ttl: ", absl::FormatDuration(ttl), ", expected more than 0"));
   }
   return ForLeading(chain,
-                    [length = internal::LengthOf(ttl)](BlockTable& table, Slot slot, Nanos now) {
-                      table.Extend(slot, internal::After(now, length));
+                    [length = internal::ToNanos(ttl)](BlockTable& table, Slot slot, Nanos now) {
+                      table.Extend(slot, internal::Later(now, length));
                     });
 }
 

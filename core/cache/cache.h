@@ -21,6 +21,7 @@
 #include "absl/types/span.h"
 #include "kvcache/core/base/fork.h"
 #include "kvcache/core/base/mutex.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/cache/cache_types.h"
 #include "kvcache/core/cache/lease.h"
 #include "kvcache/core/key/block_key.h"
@@ -39,7 +40,6 @@ class LeasedCopies;
 class Removed;
 class Scrubber;
 enum class Room : uint8_t;
-using Nanos = int64_t;
 }  // namespace internal
 
 // A store of content-addressed blocks: a key names one content for ever, so a block is written

@@ -83,7 +83,7 @@ void Cache::TouchSlots(absl::Span<const Slot> slots, uint32_t chain_blocks, Nano
   if (slots.empty()) return;
   table_->Touch(slots, {.first_depth = table_->block(slots.back()).depth,
                         .chain_blocks = chain_blocks,
-                        .now = internal::ToTime(now),
+                        .now = now,
                         .continues = continues});
 }
 
@@ -104,7 +104,7 @@ void Cache::MissBackwards(const Chain& chain, size_t begin, size_t end, Nanos no
   table_->EndPriorities(now);
   table_->policy().Miss(hashes, {.first_depth = static_cast<uint32_t>(begin),
                                  .chain_blocks = static_cast<uint32_t>(chain.keys.size()),
-                                 .now = internal::ToTime(now),
+                                 .now = now,
                                  .continues = end < chain.keys.size()});
 }
 

@@ -353,13 +353,13 @@ Cache::Locked Cache::ReserveLocked(Reservation* reservation, Removed* removed) {
   }
   const Nanos now = Now();
   table_->EndPriorities(now);
-  const Nanos ttl = options.ttl.has_value() ? internal::LengthOf(*options.ttl) : default_ttl_;
+  const Nanos ttl = options.ttl.has_value() ? internal::ToNanos(*options.ttl) : default_ttl_;
   const bool replacement = r.mode == ReserveMode::kReplacement;
   const Slot found = replacement ? kNoSlot : table_->FindOrRemove(r.key, now, removed);
   if (found != kNoSlot) {
     const Block& b = table_->block(found);
     if (b.state == Block::State::kComplete) {
-      table_->Touch({found}, {.first_depth = b.depth, .now = internal::ToTime(now)});
+      table_->Touch({found}, {.first_depth = b.depth, .now = now});
       return decide(Outcome::kExists);
     }
     if (b.state == Block::State::kWriting) return decide(Outcome::kBeingWritten);
@@ -389,10 +389,10 @@ Cache::Locked Cache::ReserveLocked(Reservation* reservation, Removed* removed) {
                 .depth = parent == kNoSlot ? 0 : table_->block(parent).depth + 1,
                 .chain_blocks = options.chain_blocks,
                 .priority = options.priority,
-                .keep_priority_for = options.keep_priority_for,
+                .keep_priority_for = internal::ToNanos(options.keep_priority_for),
                 .recompute_cost = internal::SecondsOf(options.recompute_cost),
-                .deadline = internal::ToTime(internal::After(now, ttl)),
-                .now = internal::ToTime(now)};
+                .deadline = internal::Later(now, ttl),
+                .now = now};
   switch (table_->MakeRoom(r.size.bytes, parent, r.incoming, r.credit, removed)) {
     case BlockTable::Room::kMade:
       break;
@@ -407,9 +407,9 @@ Cache::Locked Cache::ReserveLocked(Reservation* reservation, Removed* removed) {
                         : Outcome::kNoRoom);
     case BlockTable::Room::kRefusedByPolicy:
       ++table_->counters(options.ns).rejected_by_policy;
-      table_->policy().Bypassed({r.incoming.key_hash}, {.first_depth = r.incoming.depth,
-                                                        .chain_blocks = options.chain_blocks,
-                                                        .now = internal::ToTime(now)});
+      table_->policy().Bypassed(
+          {r.incoming.key_hash},
+          {.first_depth = r.incoming.depth, .chain_blocks = options.chain_blocks, .now = now});
       return decide(Outcome::kRefusedByPolicy);
   }
   r.credit -= std::min(r.credit, table_->Charge(r.size.bytes));  // the rest is given back

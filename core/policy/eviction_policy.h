@@ -6,8 +6,8 @@
 #include <cstdint>
 #include <memory>
 
-#include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/policy/slot.h"
 
 namespace kvcache {
@@ -20,17 +20,17 @@ struct EntryInfo {
   uint32_t depth = 0;         // blocks before this one in its prompt
   uint32_t chain_blocks = 0;  // blocks of the prompt it was put for; 0: unknown
   uint16_t priority = 0;      // from 0 to 100; a policy sees blocks of one priority only
-  absl::Duration keep_priority_for = absl::InfiniteDuration();
+  Nanos keep_priority_for = kNever;
   double recompute_cost = 0;  // seconds of compute that a hit saves; 0: unknown
-  absl::Time deadline = absl::InfiniteFuture();
-  absl::Time now = absl::UnixEpoch();
+  Nanos deadline = kNever;
+  Nanos now = 0;
 };
 
 // Which piece of which request a call is about.
 struct Run {
   uint32_t first_depth = 0;   // depth of the shallowest block
   uint32_t chain_blocks = 0;  // blocks of the whole request; 0: unknown
-  absl::Time now = absl::UnixEpoch();
+  Nanos now = 0;
   bool continues = false;  // the same request as the call before
 };
 
@@ -99,7 +99,7 @@ class EvictionPolicy {
   virtual void Unpark(Slot slot) = 0;
 
   // The block's deadline changed. REQUIRES: slot is known.
-  virtual void SetDeadline(Slot /*slot*/, absl::Time /*deadline*/) {}
+  virtual void SetDeadline(Slot /*slot*/, Nanos /*deadline*/) {}
 
   // Blocks that a request asked for and that were not there, hashes[0] the last in the prompt;
   // `run` says where they are in it. What was hit comes in the Touch that follows, which then

@@ -59,8 +59,8 @@ void PriorityLevels::Admit(Slot slot, const EntryInfo& info) {
   KVCACHE_CHECK(level < num_levels_, "there is no level of priority ", info.priority);
   levels_[level].policy->Admit(slot, info);
   level_of_[slot] = static_cast<uint8_t>(level);
-  const absl::Time end = info.now + info.keep_priority_for;
-  if (level > 0 && end < absl::InfiniteFuture()) ends_.Push(slot, {end, ++sequence_});
+  const Nanos end = Later(info.now, info.keep_priority_for);
+  if (level > 0 && end != kNever) ends_.Push(slot, {end, ++sequence_});
 }
 
 void PriorityLevels::EndPriority(Slot slot, EntryInfo info, bool parked) {

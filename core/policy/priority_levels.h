@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/core/policy/slot_heap.h"
@@ -44,7 +44,7 @@ class PriorityLevels final : public EvictionPolicy {
   }
 
   // A block whose priority is over, if there is one, else kNoSlot; in the order in which they end.
-  Slot NextOver(absl::Time now) const {
+  Slot NextOver(Nanos now) const {
     return !ends_.empty() && ends_.top_rank().first <= now ? ends_.top() : kNoSlot;
   }
   // Makes the priority of a block the normal one; for its new policy it is like one that was just
@@ -60,7 +60,7 @@ class PriorityLevels final : public EvictionPolicy {
   VictimResult Victim(const EntryInfo& incoming) override;
   void Park(Slot slot) override { PolicyOf(slot).Park(slot); }
   void Unpark(Slot slot) override { PolicyOf(slot).Unpark(slot); }
-  void SetDeadline(Slot slot, absl::Time deadline) override {
+  void SetDeadline(Slot slot, Nanos deadline) override {
     PolicyOf(slot).SetDeadline(slot, deadline);
   }
   void Miss(absl::Span<const uint64_t> key_hashes, const Run& run) override;
@@ -85,7 +85,7 @@ class PriorityLevels final : public EvictionPolicy {
   size_t num_levels_ = 1;
   std::array<uint8_t, kMostPriorities> by_priority_ = {};  // indices of levels, the lowest first
   std::vector<uint8_t> level_of_;                          // [max_slots]
-  SlotHeap<std::pair<absl::Time, uint64_t>> ends_;         // when priorities end, and a sequence
+  SlotHeap<std::pair<Nanos, uint64_t>> ends_;              // when priorities end, and a sequence
   uint64_t sequence_ = 0;
   size_t capacity_bytes_;
   size_t refusing_level_ = 0;

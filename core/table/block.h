@@ -4,9 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 
 #include "absl/time/time.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/key/block_key.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
@@ -14,27 +14,6 @@
 #include "kvcache/core/table/part_set.h"
 
 namespace kvcache::internal {
-
-// Nanoseconds since the Unix epoch: 8 bytes where absl::Time has 12, compared in one instruction.
-using Nanos = int64_t;
-
-inline constexpr Nanos kNever = std::numeric_limits<Nanos>::max();
-
-inline Nanos ToNanos(absl::Time time) { return absl::ToUnixNanos(time); }
-inline absl::Time ToTime(Nanos nanos) {
-  return nanos == kNever ? absl::InfiniteFuture() : absl::FromUnixNanos(nanos);
-}
-inline Nanos LengthOf(absl::Duration duration) {
-  return duration == absl::InfiniteDuration() ? kNever : absl::ToInt64Nanoseconds(duration);
-}
-inline absl::Duration ToDuration(Nanos length) {
-  return length == kNever ? absl::InfiniteDuration() : absl::Nanoseconds(length);
-}
-// kNever where the sum would be later than that.
-inline Nanos After(Nanos now, Nanos length) {
-  Nanos sum;
-  return length == kNever || __builtin_add_overflow(now, length, &sum) ? kNever : sum;
-}
 
 inline double SecondsOf(absl::Duration duration) {
   return duration == absl::ZeroDuration() ? 0 : absl::ToDoubleSeconds(duration);

@@ -56,13 +56,13 @@ EntryInfo BlockTable::InfoOf(const Block& b, Nanos now) const {
                     .parent = b.parent,
                     .depth = b.depth,
                     .recompute_cost = b.recompute_cost,
-                    .deadline = ToTime(b.deadline),
-                    .now = ToTime(now)};
+                    .deadline = b.deadline,
+                    .now = now};
   if (b.write == Block::kNone) return info;
   const BlockWrite& write = WriteOf(b);
   info.chain_blocks = write.chain_blocks;
   info.priority = write.priority;
-  info.keep_priority_for = ToDuration(write.keep_priority_for);
+  info.keep_priority_for = write.keep_priority_for;
   return info;
 }
 
@@ -79,7 +79,7 @@ absl::Status BlockTable::AddPriority(uint16_t priority, std::unique_ptr<Eviction
 
 void BlockTable::EndPrioritiesThatAreOver(Nanos now) {
   for (;;) {
-    const Slot slot = levels_->NextOver(ToTime(now));
+    const Slot slot = levels_->NextOver(now);
     if (slot == kNoSlot) return;
     levels_->EndPriority(slot, InfoOf(block(slot), now), block(slot).parked);
   }
@@ -157,7 +157,7 @@ void BlockTable::Unpin(Slot slot, Removed* removed) {
 }
 
 void BlockTable::Touch(absl::Span<const Slot> slots, const Run& run) {
-  if (levels_ != nullptr) EndPriorities(ToNanos(run.now));
+  if (levels_ != nullptr) EndPriorities(run.now);
   bool all_known = true;
   for (Slot slot : slots) {
     Block& b = block(slot);

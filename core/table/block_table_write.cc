@@ -35,7 +35,7 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
   BlockWrite& write = writes_[b.write];
   write = BlockWrite();
   write.ttl = ttl;
-  write.keep_priority_for = LengthOf(options.keep_priority_for);
+  write.keep_priority_for = ToNanos(options.keep_priority_for);
   write.chain_blocks = options.chain_blocks;
   write.priority = options.priority;
   write.sets = memory.sets.release();
@@ -240,7 +240,7 @@ void BlockTable::MakeVisible(Slot slot, Block::State state, Nanos now, Removed* 
     index_.Insert(mixer_(b.key.bytes), slot);
     namespaces_.CountBlock(ns);
   }
-  const Nanos own = WriteOf(b).progress ? After(now, WriteOf(b).ttl) : b.deadline;
+  const Nanos own = WriteOf(b).progress ? Later(now, WriteOf(b).ttl) : b.deadline;
   SetDeadline(slot, std::min(own, DeadlineOfParent(b)));
   if (!ClipDescendants(slot)) return Unlink(slot, RemoveReason::kAborted, removed);
   NoteEarly(b);
@@ -268,7 +268,7 @@ void BlockTable::SetDeadline(Slot slot, Nanos deadline) {
   b.deadline = deadline;
   if (deadlines_.Contains(slot)) deadlines_.Remove(slot);
   if (deadline != kNever) deadlines_.Push(slot, deadline);
-  if (b.admitted) policy_->SetDeadline(slot, ToTime(deadline));
+  if (b.admitted) policy_->SetDeadline(slot, deadline);
 }
 
 void BlockTable::Extend(Slot slot, Nanos deadline) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/eviction/ranked_policy.h"
 
 namespace kvcache {
@@ -13,7 +14,7 @@ struct Use {
 
   static Use OfNew(const EntryInfo& /*info*/, uint64_t sequence) { return {1, sequence}; }
   void Touch(uint64_t now) { *this = {count + 1, now}; }
-  void SetDeadline(absl::Time) {}
+  void SetDeadline(Nanos) {}
 
   friend bool operator<(const Use& a, const Use& b) {
     return a.count != b.count ? a.count < b.count : a.sequence < b.sequence;

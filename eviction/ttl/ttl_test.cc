@@ -4,9 +4,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/plugins/registry.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
@@ -17,7 +17,7 @@ namespace {
 
 using testing::ElementsAre;
 
-absl::Time At(int seconds) { return absl::UnixEpoch() + absl::Seconds(seconds); }
+constexpr Nanos At(int seconds) { return seconds * Nanos{1'000'000'000}; }
 
 class TtlTest : public testing::Test {
  protected:

@@ -15,6 +15,7 @@
 #include "gtest/gtest.h"
 #include "kvcache/backends/accounting/accounting.h"
 #include "kvcache/core/base/manual_clock.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/cache/cache.h"
 #include "kvcache/eviction/arc/arc.h"
 #include "kvcache/eviction/chain/chain.h"
@@ -28,7 +29,6 @@ namespace kvcache {
 namespace {
 
 using internal::Advisor;
-using internal::kNever;
 using internal::Reference;
 using ::testing::HasSubstr;
 
@@ -89,9 +89,9 @@ class Advised {
       : advisor_((options.sampling_rate = 1, options), *policy, blocks, blocks * kUnit, kNever),
         cache_(MakeCache(blocks, std::move(policy), {}, clock)) {}
 
-  void Access(const BlockKey& key, const PutOptions& put = {}, absl::Time now = absl::UnixEpoch()) {
+  void Access(const BlockKey& key, const PutOptions& put = {}, Nanos now = 0) {
     const bool hit = GetOrPut(*cache_, key, put);
-    advisor_.LookOne(key, hit ? kUnit : 0, internal::ToNanos(now));
+    advisor_.LookOne(key, hit ? kUnit : 0, now);
     if (hit) return;
     EntryInfo info = {.key_hash = key.Hash64(), .now = now};
     info.recompute_cost = absl::ToDoubleSeconds(put.recompute_cost);
@@ -160,7 +160,7 @@ TEST(AdvisorTest, AShadowKnowsWhatItCostsToComputeABlockAgain) {
 
 TEST(AdvisorTest, WhatHasExpiredIsAMissInAShadowToo) {
   const std::vector<BlockKey> keys = Keys(200);
-  ManualClock clock(absl::UnixEpoch());
+  ManualClock clock(0);
   Advised advised(100, CreateLruPolicy(), {.capacities = {1, 4}}, &clock);
   std::unique_ptr<Cache> larger = MakeCache(400, CreateLruPolicy(), {}, &clock);
   uint64_t hits_of_larger = 0;

@@ -33,8 +33,8 @@ std::vector<ReferenceCache::Handle> ReferenceCache::ChildrenOf(const Handle& blo
 }
 
 // A block that is being written lives no longer than its parent.
-absl::Time ReferenceCache::DeadlineOf(const Handle& block) const {
-  if (block == nullptr) return absl::InfiniteFuture();
+Nanos ReferenceCache::DeadlineOf(const Handle& block) const {
+  if (block == nullptr) return kNever;
   if (block->visible()) return block->deadline;
   return std::min(block->deadline, DeadlineOf(block->parent));
 }
@@ -45,7 +45,7 @@ ReferenceCache::Handle ReferenceCache::Find(const BlockKey& key) const {
 }
 
 void ReferenceCache::CatchUp() {
-  const absl::Time now = options_.clock->Now();
+  const Nanos now = options_.clock->Now();
   std::vector<Handle> expired;
   for (const auto& [key, block] : resident_) {
     if (DeadlineOf(block) <= now) expired.push_back(block);
@@ -324,7 +324,7 @@ absl::StatusOr<ReferenceCache::Handle> ReferenceCache::Reserve(const BlockKey& k
 
 void ReferenceCache::MakeVisible(const Handle& block, State state) {
   block->state = state;
-  if (block->progress) block->deadline = options_.clock->Now() + block->ttl;
+  if (block->progress) block->deadline = Later(options_.clock->Now(), ToNanos(block->ttl));
   block->deadline = std::min(block->deadline, DeadlineOf(block->parent));
   for (const auto& [key, other] : resident_) {
     for (Handle above = other->parent; above != nullptr && other->visible();
@@ -336,7 +336,7 @@ void ReferenceCache::MakeVisible(const Handle& block, State state) {
     block->was_visible = true;
     Touch(block);
     block->admitted = block->last_use;
-    block->priority_end = options_.clock->Now() + block->keep_priority_for;
+    block->priority_end = Later(options_.clock->Now(), ToNanos(block->keep_priority_for));
   }
   if (state == State::kComplete) ++counters(block->ns).blocks_written;
 }
@@ -428,7 +428,8 @@ absl::StatusOr<size_t> ReferenceCache::Extend(const Chain& chain, absl::Duration
   if (ttl <= absl::ZeroDuration()) return absl::InvalidArgumentError("");
   const std::vector<Handle> blocks = LeadingBlocks(chain);
   for (const Handle& block : blocks) {
-    const absl::Time deadline = std::min(options_.clock->Now() + ttl, DeadlineOf(block->parent));
+    const Nanos deadline =
+        std::min(Later(options_.clock->Now(), ToNanos(ttl)), DeadlineOf(block->parent));
     block->deadline = std::max(block->deadline, deadline);
   }
   return blocks.size();
@@ -464,7 +465,7 @@ CacheStats ReferenceCache::stats() {
     stats.leases += block.pins;
     if (block.pins > 0) {
       stats.longest_pinned =
-          std::max(stats.longest_pinned, options_.clock->Now() - block.pinned_since);
+          std::max(stats.longest_pinned, ToDuration(options_.clock->Now() - block.pinned_since));
     }
   };
   for (const auto& [key, block] : resident_) count(*block);

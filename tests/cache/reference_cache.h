@@ -15,6 +15,7 @@
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "kvcache/core/base/clock.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/cache/cache_types.h"
 #include "kvcache/core/key/block_key.h"
 #include "kvcache/core/stats/stats.h"
@@ -34,7 +35,7 @@ struct ReferenceBlock {
   absl::Duration recompute_cost;
   uint16_t priority = 0;  // 0 once it has ended
   absl::Duration keep_priority_for;
-  absl::Time priority_end;  // once visible
+  Nanos priority_end = 0;  // once visible
   State state = State::kWriting;
   std::vector<bool> committed;
   std::vector<bool> failed;  // by the last commit of the part
@@ -42,12 +43,12 @@ struct ReferenceBlock {
   bool suspended = false;    // was partial: a failure leaves it so
   bool was_visible = false;  // once
   bool hit = false;
-  absl::Time deadline = absl::InfiniteFuture();  // once visible
+  Nanos deadline = kNever;  // once visible
   uint64_t last_use = 0;
   uint64_t uses = 0;
   uint64_t admitted = 0;  // last_use when it became visible
   size_t pins = 0;
-  absl::Time pinned_since;
+  Nanos pinned_since = 0;
 };
 
 // The semantics of a Cache over a backend that is never fragmented and copies at once, with exact
@@ -116,7 +117,7 @@ class ReferenceCache {
   size_t Charge(const ReferenceBlock& block) const;
   size_t BytesInUse() const;
   std::vector<Handle> ChildrenOf(const Handle& block) const;
-  absl::Time DeadlineOf(const Handle& block) const;
+  Nanos DeadlineOf(const Handle& block) const;
   Handle Find(const BlockKey& key) const;
   // With what has happened since the last call.
   void CatchUp();

@@ -10,7 +10,8 @@
 namespace kvcache {
 namespace {
 
-constexpr absl::Time kStart = absl::FromUnixSeconds(1'000'000'000);
+constexpr Nanos kSecond = 1'000'000'000;
+constexpr Nanos kStart = 1'000'000 * kSecond;
 
 // `take` must take the victim out of the order.
 std::vector<Slot> Victims(EvictionPolicy& policy, absl::FunctionRef<void(Slot)> take) {
@@ -132,8 +133,8 @@ std::vector<Slot> RandomCalls::SlotsIn(State state) const {
   return slots;
 }
 
-absl::Time RandomCalls::AnyDeadline() {
-  return Below(2) == 0 ? absl::InfiniteFuture() : kStart + absl::Seconds(Below(30));
+Nanos RandomCalls::AnyDeadline() {
+  return Below(2) == 0 ? kNever : kStart + static_cast<Nanos>(Below(30)) * kSecond;
 }
 
 EntryInfo RandomCalls::AnyInfo(const EntryInfo& last_in_slot) {
@@ -161,7 +162,7 @@ PolicyCall RandomCalls::Hit(Slot slot) {
     call.run.first_depth = blocks_[next].info.depth;
   }
   call.run.chain_blocks = blocks_[slot].info.chain_blocks;
-  call.run.now = kStart + absl::Milliseconds(calls_);
+  call.run.now = kStart + static_cast<Nanos>(calls_) * (kSecond / 1'000);
   // A prompt may name a block twice.
   if (Below(8) == 0) call.slots.push_back(slot);
   return call;
@@ -177,7 +178,7 @@ PolicyCall RandomCalls::Miss() {
   }
   while (call.key_hashes.size() < missed) call.key_hashes.push_back(random_());
   call.run.chain_blocks = static_cast<uint32_t>(missed + Below(2));
-  call.run.now = kStart + absl::Milliseconds(calls_);
+  call.run.now = kStart + static_cast<Nanos>(calls_) * (kSecond / 1'000);
   return call;
 }
 

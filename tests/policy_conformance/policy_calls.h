@@ -9,7 +9,7 @@
 #include <random>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 
@@ -57,7 +57,7 @@ class RandomCalls {
   // Any slot for which this call is legal.
   std::optional<Slot> AnySlotFor(PolicyCall::Kind kind);
   std::vector<Slot> SlotsIn(State state) const;
-  absl::Time AnyDeadline();
+  Nanos AnyDeadline();
   EntryInfo AnyInfo(const EntryInfo& last_in_slot);
   PolicyCall Hit(Slot slot);
   PolicyCall Miss();

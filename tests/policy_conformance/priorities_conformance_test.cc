@@ -39,7 +39,7 @@ class Priorities final : public EvictionPolicy {
   VictimResult Victim(const EntryInfo& incoming) override { return levels_.Victim(incoming); }
   void Park(Slot slot) override { levels_.Park(slot); }
   void Unpark(Slot slot) override { levels_.Unpark(slot); }
-  void SetDeadline(Slot slot, absl::Time deadline) override { levels_.SetDeadline(slot, deadline); }
+  void SetDeadline(Slot slot, Nanos deadline) override { levels_.SetDeadline(slot, deadline); }
   void Miss(absl::Span<const uint64_t> key_hashes, const Run& run) override {
     levels_.Miss(key_hashes, run);
   }

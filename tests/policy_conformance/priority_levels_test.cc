@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/eviction/lru/lru.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
@@ -19,7 +19,7 @@ using testing::HasSubstr;
 
 constexpr size_t kSlots = 16;
 
-absl::Time At(int seconds) { return absl::UnixEpoch() + absl::Seconds(seconds); }
+constexpr Nanos Seconds(int seconds) { return seconds * Nanos{1'000'000'000}; }
 
 // Says what it is told.
 class ToldPolicy final : public EvictionPolicy {
@@ -96,26 +96,26 @@ TEST_F(PriorityLevelsTest, ABlockOutranksNewcomersOfALowerPriority) {
 }
 
 TEST_F(PriorityLevelsTest, APriorityEndsAndTheBlockIsAsIfItHadJustBeenPut) {
-  levels_.Admit(0, {.priority = 50, .keep_priority_for = absl::Seconds(10), .now = At(0)});
-  levels_.Admit(1, {.priority = 20, .keep_priority_for = absl::Seconds(5), .now = At(0)});
-  levels_.Admit(2, {.priority = 20, .now = At(0)});
+  levels_.Admit(0, {.priority = 50, .keep_priority_for = Seconds(10), .now = Seconds(0)});
+  levels_.Admit(1, {.priority = 20, .keep_priority_for = Seconds(5), .now = Seconds(0)});
+  levels_.Admit(2, {.priority = 20, .now = Seconds(0)});
   levels_.Admit(3, {});
-  EXPECT_EQ(levels_.NextOver(At(4)), kNoSlot);
-  EXPECT_EQ(levels_.NextOver(At(10)), 1u);
+  EXPECT_EQ(levels_.NextOver(Seconds(4)), kNoSlot);
+  EXPECT_EQ(levels_.NextOver(Seconds(10)), 1u);
   levels_.EndPriority(1, {}, /*parked=*/false);
-  EXPECT_EQ(levels_.NextOver(At(10)), 0u);
+  EXPECT_EQ(levels_.NextOver(Seconds(10)), 0u);
   levels_.EndPriority(0, {}, /*parked=*/true);
-  EXPECT_EQ(levels_.NextOver(At(1000)), kNoSlot);
+  EXPECT_EQ(levels_.NextOver(Seconds(1000)), kNoSlot);
   EXPECT_THAT(EvictionOrder(levels_), ElementsAre(3, 1, 2));
   levels_.Unpark(0);
   EXPECT_THAT(EvictionOrder(levels_), ElementsAre(3, 1, 0, 2));
 }
 
 TEST_F(PriorityLevelsTest, APriorityThatEndsAfterTheBlockHasGoneMeansNothing) {
-  levels_.Admit(0, {.priority = 50, .keep_priority_for = absl::Seconds(10), .now = At(0)});
+  levels_.Admit(0, {.priority = 50, .keep_priority_for = Seconds(10), .now = Seconds(0)});
   levels_.Remove(0, RemoveReason::kErased);
-  levels_.Admit(0, {.priority = 50, .now = At(1)});
-  EXPECT_EQ(levels_.NextOver(At(100)), kNoSlot);
+  levels_.Admit(0, {.priority = 50, .now = Seconds(1)});
+  EXPECT_EQ(levels_.NextOver(Seconds(100)), kNoSlot);
 }
 
 TEST_F(PriorityLevelsTest, AtMostEightPrioritiesAreInUse) {
@@ -177,7 +177,7 @@ TEST(PriorityLevelsRequestTest, TheEndOfAPriorityIsNoDeath) {
   auto owned = std::make_unique<ToldPolicy>();
   ToldPolicy& high = *owned;
   ASSERT_TRUE(levels.AddLevel(9, std::move(owned)).ok());
-  levels.Admit(0, {.priority = 9, .keep_priority_for = absl::Seconds(1), .now = At(0)});
+  levels.Admit(0, {.priority = 9, .keep_priority_for = Seconds(1), .now = Seconds(0)});
   levels.EndPriority(0, {.priority = 9}, false);
   EXPECT_EQ(high.removed, RemoveReason::kOtherPriority);
 }

@@ -7,7 +7,7 @@
 #include <utility>
 #include <vector>
 
-#include "absl/time/time.h"
+#include "kvcache/core/base/nanos.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 
@@ -22,7 +22,7 @@ class ScanModel final : public EvictionPolicy {
  public:
   struct Entry {
     Slot slot;
-    absl::Time deadline;
+    Nanos deadline;
     int uses = 1;
     bool parked = false;
   };
@@ -62,7 +62,7 @@ class ScanModel final : public EvictionPolicy {
 
   void Park(Slot slot) override { Find(slot)->parked = true; }
   void Unpark(Slot slot) override { Find(slot)->parked = false; }
-  void SetDeadline(Slot slot, absl::Time deadline) override { Find(slot)->deadline = deadline; }
+  void SetDeadline(Slot slot, Nanos deadline) override { Find(slot)->deadline = deadline; }
 
  private:
   std::vector<Entry>::iterator Find(Slot slot) {
