@@ -31,6 +31,10 @@ absl::StatusOr<std::unique_ptr<StorageBackend>> MakeBackend(size_t blocks, size_
   return CreateCpuRamBackend({.capacity_bytes = blocks * charged});
 }
 
+bool IsRefusal(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) || absl::IsPermissionDenied(status);
+}
+
 // One trace through one cache.
 class Replayer {
  public:
@@ -99,7 +103,7 @@ class Replayer {
   absl::Status Put(size_t i) {
     const Time start = Now();
     absl::StatusOr<WriteLease> block = cache_.Reserve(keys_[i], size(), put_);
-    if (absl::IsResourceExhausted(block.status())) {
+    if (IsRefusal(block.status())) {
       ++result_.refused;
       return absl::OkStatus();
     }
@@ -140,7 +144,7 @@ class Replayer {
         if (absl::Status s = Commit(*block, i, start); !s.ok()) return s;
       } else if (absl::IsAlreadyExists(block.status())) {
         ++result_.plain_hits;  // only in a trace whose ids do not name all that comes before
-      } else if (absl::IsResourceExhausted(block.status())) {
+      } else if (IsRefusal(block.status())) {
         result_.refused += keys_.size() - i;
         break;
       } else {

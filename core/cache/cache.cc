@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <new>
 #include <system_error>
 #include <thread>
@@ -118,7 +119,7 @@ void RunWhereWaitingIsAllowed(const End& end) {
   if (!internal::InTransferCallback()) return end();
   try {
     std::thread(end).detach();
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {
   }
 }
 
@@ -129,6 +130,7 @@ ABSL_ATTRIBUTE_NOINLINE void* Cache::operator new(size_t bytes) { return ::opera
 ABSL_ATTRIBUTE_NOINLINE void Cache::operator delete(void* memory) { ::operator delete(memory); }
 
 void Cache::operator delete(Cache* cache, std::destroying_delete_t) {
+  if (cache == nullptr) return;
   if (cache->InForkedChild()) {
     // Leaked, and in reach, so that no checker of leaks complains.
     static std::atomic<Cache*> destroyed = nullptr;
@@ -192,7 +194,7 @@ Cache::~Cache() {
 void Cache::Fail(const absl::Status& status) {
   {
     MutexLock lock(mu_);
-    failed_ = status;
+    failed_ = absl::InternalError(status.message());
   }
   Clear();
 }

@@ -69,10 +69,9 @@ enum class Room : uint8_t;
 //  - deadline = min(time of commit + ttl, the parent's deadline). What has expired is a miss at
 //    once.
 //
-// After fork() a child may do no more with the caches and leases of its parent than to exit, by
-// exit() too, to exec, or to destroy and release them. That does nothing: it takes no lock, which a
-// thread of the parent may have held, and waits for no thread, of which the child has none; the
-// memory is that of the parent.
+// After fork() a child may exit, also by exit(), exec, or destroy and release the caches and leases
+// of its parent, and nothing else with them. Their end does nothing in a child: it takes no lock,
+// since a thread of the parent may have held it, and waits for no thread, since the child has none.
 class Cache {
  public:
   // kInvalidArgument, naming the option and the values: null backend or policy; a capacity of less
@@ -105,9 +104,10 @@ class Cache {
   absl::StatusOr<NamespaceId> Register(const Namespace& ns);
   void Unregister(NamespaceId ns);
 
-  // --- Reading. A miss is kNotFound without a message; a block that is being written is
-  // kUnavailable without a message. An unknown namespace id is kInvalidArgument, or a miss where
-  // there is no status.
+  // --- Reading. A miss is kNotFound; a block that is being written is kUnavailable. An unknown
+  // namespace id is kInvalidArgument, or a miss where there is no status. Codes tell outcomes, here
+  // and below, and messages do not: those that are no errors have none, so that they allocate
+  // nothing.
 
   // What a Get would find. Counts and touches nothing.
   LookupResult Lookup(const BlockKey& key) const;
@@ -136,27 +136,28 @@ class Cache {
   void Release(absl::Span<ReadLease> leases);
 
   // Copies blocks, or parts, out. The op of each request has its index and its part, and ends with
-  // kNotFound without a message for a miss, kUnavailable for what is pending, kInvalidArgument when
-  // the destination has another size. The requests may go when the call returns; their destinations
-  // must live until the transfer ends.
+  // kNotFound for a miss, kUnavailable for what is pending, kInvalidArgument when the destination
+  // has another size. The requests may go when the call returns; their destinations must live until
+  // the transfer ends.
   Transfer ReadInto(absl::Span<const ReadRequest> requests, Stream stream = {});
 
   // --- Writing
 
   // Room for a block, evicting what must go. A partial block is resumed, with the options that it
   // was first reserved with, except for the ttl. Errors:
-  //   kAlreadyExists       the block is complete (counts as a touch); no message
-  //   kUnavailable         somebody is writing it; no message
-  //   kFailedPrecondition  the parent is neither resident nor being written, or is of another
-  //                        namespace
-  //   kResourceExhausted   what would have to go is leased or has children, the policy rather
-  //                        refuses the newcomer, or free memory is in pieces
-  //   kUnavailable         the backend has failed for good; the message says why
+  //   kAlreadyExists       the block is complete (counts as a touch)
+  //   kUnavailable         somebody is writing it
+  //   kNotFound            the parent is neither resident nor being written
+  //   kResourceExhausted   no room: what would have to go is leased or has children, or free memory
+  //                        is in pieces
+  //   kPermissionDenied    the policy rather keeps what is there than take the newcomer
+  //   kInternal            the backend has failed for good; the message says why
   //   kInvalidArgument     0 bytes or parts; more than 65,535 parts; bytes not a multiple of parts;
   //                        more bytes than the capacity; a partial block of another size; a ttl
-  //                        or keep_priority_for that is not positive; a negative recompute_cost;
-  //                        a priority above 100, or a ninth one; an unknown namespace id; a block
-  //                        as its own parent
+  //                        or keep_priority_for that is not positive; a recompute_cost that is
+  //                        negative or above kHighestRecomputeCost; a priority above 100, or a
+  //                        ninth one; an unknown namespace id; a block as its own parent, or one of
+  //                        another namespace
   absl::StatusOr<WriteLease> Reserve(const BlockKey& key, BlockSize size,
                                      const PutOptions& options = {});
 
@@ -181,7 +182,7 @@ class Cache {
   // must live until the transfer ends.
   Transfer PutMany(absl::Span<const PutRequest> requests, Stream stream = {});
 
-  // A transfer that ends once the work that is on `stream` now has ended: for CommitAfter() of a
+  // A transfer that ends when the work now queued on `stream` has finished: for CommitAfter() of a
   // part that this work writes in place. Ends with kInvalidArgument when the backend knows nothing
   // of the stream.
   Transfer After(Stream stream) { return backend_->After(stream); }

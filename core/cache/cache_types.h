@@ -28,7 +28,7 @@ struct CacheOptions {
   // are taken at once. Default: one for every 16 KiB of the backend, at least 1024, at most 16
   // million.
   std::optional<size_t> max_blocks = std::nullopt;
-  // For blocks whose PutOptions say nothing. Default: they never expire.
+  // For blocks whose PutOptions say nothing: see PutOptions::ttl. Default: they never expire.
   absl::Duration default_ttl = absl::InfiniteDuration();
   // Whether each part has a checksum, XXH3-64: computed while a part is copied in, or at its commit
   // when it was written in place, and compared whenever the cache copies it out. Reads in place are

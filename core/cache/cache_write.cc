@@ -39,9 +39,11 @@ absl::Status CheckPut(const BlockKey& key, BlockSize size, const PutOptions& opt
     return absl::InvalidArgumentError(absl::StrCat(
         "options.ttl: ", absl::FormatDuration(*options.ttl), ", expected more than 0"));
   }
-  if (options.recompute_cost < absl::ZeroDuration()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "options.recompute_cost: ", absl::FormatDuration(options.recompute_cost), " is negative"));
+  if (options.recompute_cost < absl::ZeroDuration() ||
+      options.recompute_cost > kHighestRecomputeCost) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("options.recompute_cost: ", absl::FormatDuration(options.recompute_cost),
+                     ", expected from 0 to ", absl::FormatDuration(kHighestRecomputeCost)));
   }
   if (options.priority > kHighestPriority) {
     return absl::InvalidArgumentError(absl::StrCat("options.priority: ", options.priority,
@@ -300,7 +302,9 @@ void Cache::GiveExtents(absl::Span<Reservation> reservations) {
     if (!extent.ok()) {
       // The lease's end takes the block back, and those behind it, its children.
       r.outcome = Reservation::Outcome::kNoExtent;
-      r.status = extent.status();
+      r.status = absl::IsResourceExhausted(extent.status())
+                     ? extent.status()
+                     : absl::InternalError(extent.status().message());
       break;
     }
     r.lease.extent_ = *extent;

@@ -115,9 +115,6 @@ absl::StatusOr<PagedCache::Saved> PagedCache::Save(absl::Span<const int32_t> tok
     } else if (!absl::IsAlreadyExists(lease.status()) && !absl::IsUnavailable(lease.status())) {
       saved.stopped = lease.status();
       break;
-    } else if (!lease.status().message().empty()) {
-      saved.stopped = lease.status();  // the backend is not available
-      break;
     }
     saved.tokens += range.count;
     put.parent = (*keys)[block];

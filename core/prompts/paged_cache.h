@@ -33,7 +33,7 @@ struct PagedCacheOptions {
 
 struct PagedSaveOptions {
   std::optional<absl::Duration> ttl = std::nullopt;  // default: the cache's
-  // Compute that a hit saves; 0: unknown.
+  // Compute that a hit saves; 0: unknown. That of a block is at most kHighestRecomputeCost.
   absl::Duration recompute_cost_per_token = absl::ZeroDuration();
   // See PutOptions.
   uint16_t priority = 0;

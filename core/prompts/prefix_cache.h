@@ -110,7 +110,8 @@ struct PrefixCacheOptions {
 struct PrefixPutOptions {
   // Default: the cache's default_ttl. Counts from the last layer put.
   std::optional<absl::Duration> ttl = std::nullopt;
-  // Compute that a hit on all layers saves: for the statistics, and for policies that know costs.
+  // Compute that a hit on all layers saves, at most kHighestRecomputeCost: for the statistics, and
+  // for policies that know costs.
   absl::Duration recompute_cost = absl::ZeroDuration();
 };
 
@@ -137,6 +138,8 @@ class PrefixCache {
   //                        misaligned data; another dtype or shape than before, which the message
   //                        shows both of; K and V that differ; more bytes than the cache has
   //   kResourceExhausted   what would have to go is being read
+  //   kPermissionDenied    the policy rather keeps what is there
+  //   kInternal            the backend has failed for good
   //   kFailedPrecondition  a layer is to be replaced and the backend stores no bytes to copy
   absl::Status CacheKv(const Prefix& prefix, uint32_t layer, const KvTensor& k, const KvTensor& v,
                        const PrefixPutOptions& options = {});
@@ -147,8 +150,8 @@ class PrefixCache {
   absl::Status CacheAllLayers(const Prefix& prefix, absl::Span<const LayerKv> layers,
                               const PrefixPutOptions& options = {});
 
-  // One layer, or all. kNotFound without a message after a miss, kUnavailable without a message
-  // while somebody writes it; kInvalidArgument as above.
+  // One layer, or all. kNotFound after a miss, kUnavailable while somebody writes it;
+  // kInvalidArgument as above.
   absl::StatusOr<CachedKv> GetCachedKv(const Prefix& prefix, uint32_t layer);
   absl::StatusOr<CachedKv> GetAllLayers(const Prefix& prefix);
 

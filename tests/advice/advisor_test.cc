@@ -405,7 +405,7 @@ std::string ErrorOf(AdviceOptions advice) {
 
 TEST(CacheAdviceTest, OptionsThatMakeNoSenseAreNamedWithTheirValues) {
   EXPECT_EQ(ErrorOf({.capacities = {0.5, 1, 2}}), "");
-  EXPECT_EQ(ErrorOf({.capacities = {1, 0}}), "advice.capacities[1]: 0, expected more than 0");
+  EXPECT_EQ(ErrorOf({.capacities = {1, 0}}), "advice.capacities[1]: 0, expected more than 0, at most 1000");
   EXPECT_THAT(ErrorOf({.capacities = {-1}}), HasSubstr("advice.capacities[0]: -1"));
   EXPECT_THAT(ErrorOf({.capacities = {std::nan("")}}), HasSubstr("advice.capacities[0]: nan"));
   EXPECT_THAT(ErrorOf({.capacities = {std::numeric_limits<double>::infinity()}}),

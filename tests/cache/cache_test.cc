@@ -383,7 +383,7 @@ TEST_F(CacheTest, RefusesBadArgumentsByName) {
   EXPECT_EQ(message({kBlock, 1}, options), "options.ttl: -1s, expected more than 0");
   options = {};
   options.recompute_cost = -absl::Seconds(1);
-  EXPECT_EQ(message({kBlock, 1}, options), "options.recompute_cost: -1s is negative");
+  EXPECT_EQ(message({kBlock, 1}, options), "options.recompute_cost: -1s, expected from 0 to 24h");
   options = {};
   options.ns = NamespaceId{7};
   EXPECT_EQ(message({kBlock, 1}, options), "options.ns: 7 was not registered with this cache");

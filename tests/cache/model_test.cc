@@ -183,6 +183,10 @@ class Comparison {
   }
   void CheckCode(const absl::Status& real, const absl::Status& model) {
     Check("status", absl::StatusCodeToString(real.code()), absl::StatusCodeToString(model.code()));
+    const bool miss = absl::IsNotFound(real) && model.message().empty();
+    const bool quiet =
+        miss || absl::IsUnavailable(real) || absl::IsAlreadyExists(real) || real.ok();
+    Check("has a message", !real.message().empty(), !quiet);
   }
 
   std::string History() const {

@@ -304,7 +304,7 @@ absl::StatusOr<ReferenceCache::Handle> ReferenceCache::Reserve(const BlockKey& k
   }
   if (options.parent.has_value()) {
     block->parent = Find(*options.parent);
-    if (block->parent == nullptr) return absl::NotFoundError("");
+    if (block->parent == nullptr) return absl::NotFoundError("options.parent");
     if (block->parent->ns != options.ns) return absl::InvalidArgumentError("");
   }
   const Room room =

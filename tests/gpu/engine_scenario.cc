@@ -384,7 +384,7 @@ void EngineScenario::End() {
       EXPECT_TRUE(absl::IsNotFound(cache_->Get(kNs, NumberedKey(key)).status()));
       const absl::Status refused =
           cache_->Reserve(NumberedKey(key), {kBlockBytes, kParts}).status();
-      EXPECT_TRUE(absl::IsUnavailable(refused)) << refused;
+      EXPECT_TRUE(absl::IsInternal(refused)) << refused;
     }
     return;
   }
