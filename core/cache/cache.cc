@@ -429,6 +429,44 @@ void Cache::Release(absl::Span<ReadLease> leases) {
   }
 }
 
+void Cache::CommitMany(absl::Span<WriteLease> leases, absl::Span<absl::Status> results) {
+  KVCACHE_CHECK(leases.size() == results.size(), leases.size(), " leases, ", results.size(),
+                " results");
+  for (size_t i = 0; i < leases.size(); ++i) {
+    if (leases[i].holds()) {
+      KVCACHE_CHECK(leases[i].cache_ == this, "leases[", i, "] is of another cache");
+    } else {
+      results[i] = WriteLease::Ended();
+    }
+  }
+  const auto next = [&leases](size_t i) {
+    while (i < leases.size() && !leases[i].holds()) ++i;
+    return i;
+  };
+  // Whatever is left of them keeps the cache.
+  for (size_t i = next(0); i < leases.size(); i = next(i)) {
+    const size_t end = std::min(i + kBlocksPerLock, leases.size());
+    for (size_t k = i; k < end; ++k) {
+      if (leases[k].holds()) leases[k].SumUnclaimed();
+    }
+    Removed removed;
+    bool last;
+    {
+      MutexLock lock(mu_);
+      const Nanos now = Now();
+      for (; i < end; ++i) {
+        WriteLease& lease = leases[i];
+        if (!lease.holds()) continue;
+        lease.cache_ = nullptr;
+        results[i] = table_->CommitRest(lease.slot_, now, &removed);
+        table_->Unpin(lease.slot_, &removed);
+      }
+      last = EndsUse(removed);
+    }
+    EndUse(removed, last);
+  }
+}
+
 absl::Status Cache::Change(absl::FunctionRef<absl::Status(BlockTable&, Nanos, Removed*)> change) {
   Removed removed;
   absl::Status status;

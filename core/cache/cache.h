@@ -56,6 +56,20 @@ enum class Room : uint8_t;
 // Thread-safe: any thread may call anything at any time. One short lock guards the index and the
 // policy; memory is allocated, freed and copied outside of it.
 //
+// The states of a block:
+//
+//                   Reserve()             last part committed
+//      no block ------------------> writing ----------------> complete
+//                                    |   ^
+//                          Suspend() |   | Reserve() resumes it
+//                                    v   |
+//                                   partial
+//
+// From every state a block may be removed: evicted (not while it is being written), expired,
+// erased, or after its parent; and from `writing` when its lease is dropped, or suspended without a
+// committed part. Without leases there is no block then. With leases it is detached: no key leads
+// to it, a new block may have its key, and its bytes count until its leases have gone.
+//
 // What always holds:
 //  - Only complete blocks are returned by Get and Match, only committed parts by GetPart, and their
 //    bytes never change. Match stops at the first block of a chain that is not complete.
@@ -68,6 +82,14 @@ enum class Room : uint8_t;
 //  - When the backend fails for good, all blocks are misses, and writes fail with what it says.
 //  - deadline = min(time of commit + ttl, the parent's deadline). What has expired is a miss at
 //    once.
+//
+// Costs. A Get is O(1), a few hundred nanoseconds, one hold of the lock and no allocation; Match,
+// GetMany, CommitMany and Release of many wait for the processor's memory together, 16 keys at a
+// time, and hold the lock for 256 blocks at a time. Reserve and Commit are O(1) besides the
+// victims, a few holds of the lock each, and a call of the backend unless a victim's memory fits; a
+// ttl, and the policies lfu, ttl and gdsf, add O(log blocks). Erase takes what descends from the
+// block, 256 blocks in a hold of the lock. Copies run at the speed of memory, without the lock. A
+// block costs about 150 bytes of host memory besides its own, and 8 for each part.
 //
 // After fork() a child may exit, also by exit(), exec, or destroy and release the caches and leases
 // of its parent, and nothing else with them. Their end does nothing in a child: it takes no lock,
@@ -181,6 +203,11 @@ class Cache {
   // may name an earlier one as its parent. The requests may go when the call returns; their sources
   // must live until the transfer ends.
   Transfer PutMany(absl::Span<const PutRequest> requests, Stream stream = {});
+
+  // Commits each of `leases`, in order, and ends it; result i is that of leases[i].Commit(). One
+  // hold of the lock for each 256 blocks; parts that were written in place are summed without it.
+  // REQUIRES: results.size() == leases.size(); leases of this cache, or that hold nothing.
+  void CommitMany(absl::Span<WriteLease> leases, absl::Span<absl::Status> results);
 
   // A transfer that ends when the work now queued on `stream` has finished: for CommitAfter() of a
   // part that this work writes in place. Ends with kInvalidArgument when the backend knows nothing

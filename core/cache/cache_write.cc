@@ -222,13 +222,13 @@ size_t Cache::ReserveMany(const Chain& chain, absl::Span<const BlockSize> sizes,
       for (size_t i = done; i < blocks && chunk.size() < kBlocksPerLock; ++i) {
         const BlockSize size = size_of(i);
         if (i > 0) block_options.parent = chain.keys[i - 1];
-        refused = CheckPut(chain.keys[i], size, block_options);
-        if (!refused.ok()) break;
         block_options.recompute_cost = options.recompute_cost;
-        if (size.bytes != sizes[0].bytes) {
+        if (size.bytes != sizes[0].bytes && sizes[0].bytes > 0) {
           block_options.recompute_cost *=
               static_cast<double>(size.bytes) / static_cast<double>(sizes[0].bytes);
         }
+        refused = CheckPut(chain.keys[i], size, block_options);
+        if (!refused.ok()) break;
         chunk.push_back({chain.keys[i],
                          size,
                          block_options,

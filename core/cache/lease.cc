@@ -200,11 +200,16 @@ WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
   bytes_ = other.bytes_;
   parts_ = other.parts_;
   checksums_ = other.checksums_;
+  awaits_copies_ = other.awaits_copies_;
   return *this;
 }
 
+absl::Status WriteLease::Ended() {
+  return absl::FailedPreconditionError("the lease has ended before");
+}
+
 absl::Status WriteLease::End(WriteEnd end) {
-  if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
+  if (cache_ == nullptr) return Ended();
   return std::exchange(cache_, nullptr)
       ->Release(slot_, [this, end](BlockTable& table, Nanos now, Removed* removed) {
         absl::Status status;
@@ -253,6 +258,10 @@ void WriteLease::SumPart(uint32_t part) const {
 
 void WriteLease::SumUnclaimed() const {
   if (checksums_ == nullptr || !cache_->host_addressable()) return;
+  if (!awaits_copies_) {
+    for (uint32_t part = 0; part < parts_; ++part) SumPart(part);
+    return;
+  }
   absl::InlinedVector<uint32_t, 64> unclaimed;
   cache_
       ->Change([&](BlockTable& table, Nanos, Removed*) {
@@ -268,7 +277,7 @@ void WriteLease::SumUnclaimed() const {
 }
 
 absl::Status WriteLease::CommitPart(uint32_t part) {
-  if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
+  if (cache_ == nullptr) return Ended();
   absl::Status status =
       cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
         return table.ClaimPart(slot_, part, now, removed);
@@ -281,7 +290,8 @@ absl::Status WriteLease::CommitPart(uint32_t part) {
 }
 
 absl::Status WriteLease::CommitAfter(uint32_t part, Transfer copy) {
-  if (cache_ == nullptr) return absl::FailedPreconditionError("the lease has ended before");
+  if (cache_ == nullptr) return Ended();
+  awaits_copies_ = true;
   absl::Status status =
       cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
         absl::Status status = table.ClaimPart(slot_, part, now, removed);

@@ -36,9 +36,9 @@ class ReadLease {
   bool holds() const { return cache_ != nullptr; }
   void Release();
 
-  // Releases once the work that is on `stream` now has ended: for who reads in place by such work.
-  // Never blocks. Errors: those of Cache::After(), after which the lease holds what it held.
-  // REQUIRES: holds().
+  // Releases the lease when the work now queued on `stream` has finished. For kernels that read the
+  // block in place. Never blocks. Errors: those of Cache::After(), after which the lease holds what
+  // it held. REQUIRES: holds().
   absl::Status ReleaseAfter(Stream stream);
 
   // Bytes of the block, or of the part that GetPart() asked for.
@@ -52,21 +52,21 @@ class ReadLease {
   // REQUIRES: part < parts().
   const std::byte* part(uint32_t part) const;
 
-  // Copies all of it, or one part, out: scatters it into `destination`, whose sizes add up to that
-  // of the source (else the op ends with kInvalidArgument). A one-op transfer; the block stays
-  // pinned until it ends, also without the lease. An op that finds other bytes than were written
-  // ends with kDataLoss. When the medium is at fault (IsMediumFault()) the block is dropped: the
-  // next lookup misses. REQUIRES: holds(); part < parts().
+  // Copies the block, or one part, into the pieces of `destination`, in order. Their sizes must add
+  // up to the bytes that are copied, or the op ends with kInvalidArgument. A transfer of one op,
+  // which pins the block until it ends, also when the lease has gone. An op that finds other bytes
+  // than were written ends with kDataLoss. When the medium is at fault (IsMediumFault()) the block
+  // is dropped: the next lookup misses. REQUIRES: holds(); part < parts().
   Transfer Read(absl::Span<const MutableBytes> destination, MemorySpace space = {},
                 Stream stream = {}) const;
   Transfer ReadPart(uint32_t part, absl::Span<const MutableBytes> destination,
                     MemorySpace space = {}, Stream stream = {}) const;
-  // All parts, part i by op i. REQUIRES: holds(); destinations.size() == parts().
+  // Copies all parts, part i by op i. REQUIRES: holds(); destinations.size() == parts().
   Transfer ReadParts(absl::Span<const absl::Span<const MutableBytes>> destinations,
                      MemorySpace space = {}, Stream stream = {}) const;
 
-  // Reads all of it, or one part, and compares the checksums, for those who read in place. Errors:
-  // kDataLoss when other bytes are there than were written (the block is dropped, see Read());
+  // Compares the block, or one part, with its checksums: for code that reads in place. Errors:
+  // kDataLoss when the bytes are not those that were written (the block is dropped, see Read());
   // kFailedPrecondition when the cache keeps no checksums. A part that was written in place in
   // memory that this processor cannot read has none, and passes. REQUIRES: holds(); part < parts().
   absl::Status Verify() const;
@@ -92,18 +92,17 @@ class ReadLease {
   const uint64_t* checksums_ = nullptr;  // [parts_], nullptr: none are kept
 };
 
-// The right to write a block that nobody sees yet. Fill it, by data() or by Write(), and commit it;
-// a part is readable by GetPart() from its commit on and never changes again, the block by
-// everything once all of its parts are committed. What is committed must have been written: wait
-// for the transfer of a Write() first, or give it to CommitAfter(). What a Write() has
-// written must not be changed in place: its checksum is that of the copy. A key has one write lease
-// at a time.
+// The right to write a block that nobody sees yet. Fill it, by data() or by Write(), and commit it.
+// From its commit on a part never changes, and GetPart() finds it; everything finds the block once
+// all of its parts are committed. Bytes must be written before their commit: wait for the transfer
+// of a Write(), or give it to CommitAfter(). Bytes that a Write() has written must not be changed
+// in place: their checksum is that of the copy. A key has one write lease at a time.
 //
-// Dropping it without Commit() or Suspend() aborts: the block leaves nothing behind, except that a
-// partial block that was resumed stays partial, with the parts that are committed.
+// A lease that is dropped without Commit() or Suspend() aborts: the block leaves nothing behind,
+// except that a partial block that was resumed stays partial, with the parts that are committed.
 //
 // Commits return kAborted when the block was erased, has expired with its parent, or lost its
-// parent to a failed write, or the cache has ended; what was written is then of no use, and no
+// parent to a failed write, or the cache has ended. The written bytes are then of no use, and no
 // other call needs to be made.
 //
 // Move-only. Thread-compatible.
@@ -119,20 +118,20 @@ class WriteLease {
 
   size_t size() const { return bytes_; }
   uint32_t parts() const { return parts_; }
-  // What the block is already: true for a part committed before. Only a resumed block starts with
-  // any.
+  // Whether a part is committed. Only a resumed block starts with such parts.
   bool committed(uint32_t part) const;
 
-  // Where to write, in the backend's memory space; nullptr when it is not addressable or nothing is
-  // held. A committed part must not be written to. REQUIRES: part < parts().
+  // The memory to write to, in the backend's memory space; nullptr when it is not addressable or
+  // nothing is held. A committed part must not be written to. REQUIRES: part < parts().
   std::byte* data() const;
   std::byte* part(uint32_t part) const;
 
-  // Gathers `source`, whose sizes add up to that of the destination (else the op ends with
-  // kInvalidArgument), into the block or one part. A one-op transfer that keeps the block's bytes
-  // reserved until it ends, also without the lease, and a block that is suspended meanwhile
-  // becomes partial only then; it commits nothing. Refused for what is
-  // committed or given to CommitAfter(): kFailedPrecondition. REQUIRES: holds(); part < parts().
+  // Copies the pieces of `source`, in order, into the block or one part, and commits nothing. Their
+  // sizes must add up to the bytes of the destination, or the op ends with kInvalidArgument. A
+  // transfer of one op, which keeps the block's memory until it ends, also when the lease has gone;
+  // a block that is suspended meanwhile becomes partial only then. The op ends with
+  // kFailedPrecondition for a part that is committed or was given to CommitAfter(). REQUIRES:
+  // holds(); part < parts().
   Transfer Write(absl::Span<const ConstBytes> source, MemorySpace space = {}, Stream stream = {});
   Transfer WritePart(uint32_t part, absl::Span<const ConstBytes> source, MemorySpace space = {},
                      Stream stream = {});
@@ -167,11 +166,14 @@ class WriteLease {
   }
   enum class WriteEnd { kCommit, kSuspend, kAbort };
 
+  static absl::Status Ended();  // what becomes of commits after the end
   absl::Status End(WriteEnd end);
   absl::Status CheckUnclaimed(uint32_t first_part, uint32_t end_part) const;
   Transfer WriteAt(size_t offset, size_t bytes, uint32_t first_part, uint32_t end_part,
                    absl::Span<const ConstBytes> source, MemorySpace space, Stream stream);
-  // Computes the checksums of parts that were written in place, as far as this processor can.
+  // Computes the checksums of parts that were written in place and not given to a commit, as far as
+  // this processor can. Takes the lock only after a CommitAfter(), whose copy may set that of its
+  // part meanwhile.
   void SumPart(uint32_t part) const;
   void SumUnclaimed() const;
 
@@ -180,6 +182,7 @@ class WriteLease {
   Extent extent_;
   size_t bytes_ = 0;
   uint32_t parts_ = 0;
+  bool awaits_copies_ = false;     // CommitAfter() was called
   uint64_t* checksums_ = nullptr;  // [parts_], of the block; nullptr: none are kept
 };
 

@@ -1,5 +1,6 @@
 // Nothing slow or foreign happens under the cache's lock: whatever the backend is doing, another
 // thread can use the cache.
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -9,8 +10,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "gtest/gtest.h"
 #include "kvcache/backends/cpu_ram/cpu_ram.h"
+#include "kvcache/core/base/clock.h"
 #include "kvcache/core/cache/cache.h"
 #include "kvcache/eviction/lru/lru.h"
 
@@ -92,6 +96,39 @@ TEST(CacheLockTest, TheBackendIsCalledWithoutTheLock) {
   cache->Clear();
   EXPECT_GE(backend->calls(), 40);
   backend->set_cache(nullptr);
+}
+
+// Is asked for the time once in each hold of the lock.
+class CountingClock final : public Clock {
+ public:
+  absl::Time Now() const override {
+    ++holds_;
+    return absl::FromUnixSeconds(1'000'000'000);
+  }
+  int holds() const { return holds_; }
+
+ private:
+  mutable std::atomic<int> holds_ = 0;
+};
+
+TEST(CacheLockTest, CommitManyTakesTheLockOnceForEach256Blocks) {
+  constexpr uint32_t kBlocks = 600;
+  CountingClock clock;
+  CacheOptions options;
+  options.clock = &clock;
+  const auto cache = *Cache::Create(
+      options, *CreateCpuRamBackend({.capacity_bytes = kBlocks * size_t{64}}), CreateLruPolicy());
+  std::vector<WriteLease> leases;
+  for (uint32_t i = 0; i < kBlocks; ++i) {
+    leases.push_back(*cache->Reserve({{static_cast<uint8_t>(i), static_cast<uint8_t>(i >> 8)}},
+                                     {.bytes = 64, .parts = 2}));
+  }
+  std::vector<absl::Status> results(kBlocks);
+  const int before = clock.holds();
+  cache->CommitMany(absl::MakeSpan(leases), absl::MakeSpan(results));
+  EXPECT_EQ(clock.holds() - before, 3);
+  for (const absl::Status& result : results) EXPECT_TRUE(result.ok()) << result;
+  EXPECT_EQ(cache->stats().usage.blocks_complete, kBlocks);
 }
 
 }  // namespace

@@ -597,6 +597,33 @@ TEST_F(CacheTest, ReserveManyChainsItsBlocks) {
   EXPECT_EQ(Residents(3), "1");
 }
 
+TEST_F(CacheTest, CommitManyCommitsInOrderAndTellsOfEach) {
+  std::vector<WriteLease> leases;
+  leases.push_back(MustReserve(1, 2));
+  leases.push_back(MustReserve(2, 2, 1));
+  leases.push_back(MustReserve(3, 2));
+  leases.emplace_back();
+  leases.push_back(MustReserve(4, 2));
+  for (int i : {0, 1, 2, 4}) {
+    std::memcpy(leases[i].data(), Content(i).data(), kBlock);
+  }
+  ASSERT_TRUE(leases[0].CommitPart(1).ok());
+  TransferSource copy({0u});
+  ASSERT_TRUE(leases[4].CommitAfter(0, copy.transfer()).ok());
+  ASSERT_TRUE(cache_->Erase(Key(3)));
+  std::vector<absl::Status> results(leases.size(), absl::UnknownError(""));
+  cache_->CommitMany(absl::MakeSpan(leases), absl::MakeSpan(results));
+  EXPECT_TRUE(results[0].ok() && results[1].ok() && results[4].ok());
+  EXPECT_TRUE(absl::IsAborted(results[2]));
+  EXPECT_TRUE(absl::IsFailedPrecondition(results[3]));
+  for (const WriteLease& lease : leases) EXPECT_FALSE(lease.holds());
+  EXPECT_EQ(Residents(4), "1 2");
+  copy.Complete(0, absl::OkStatus());
+  EXPECT_EQ(Residents(4), "1 2 4");
+  for (int i : {1, 2, 4}) EXPECT_TRUE(cache_->Get(kNs, Key(i))->Verify().ok()) << i;
+  EXPECT_EQ(cache_->stats().leases, 0);
+}
+
 TEST_F(CacheTest, ReserveManyStopsAtTheFirstRefusal) {
   const std::vector<BlockKey> keys = Keys({1, 2, 3, 4, 5, 6});
   std::vector<absl::StatusOr<WriteLease>> results(6);
