@@ -96,31 +96,11 @@ DeviceLink::~DeviceLink() {
 
 absl::Status DeviceLink::Noticed(absl::Status status) {
   if (status.ok() || GpuRuntime::DidNothing(status)) return status;
-  absl::Status failed;
-  {
-    MutexLock lock(mu_);
-    if (!failed_.ok()) return failed_;
-    failed = failed_ = absl::Status(
-        lost_, absl::StrCat("device ", device_, " has failed for good: ", status.ToString()));
-  }
+  const bool first = failure_.Set(absl::Status(
+      lost_, absl::StrCat("device ", device_, " has failed for good: ", status.ToString())));
   // Not here: the caller may hold locks that the callback wants.
-  threads_->Run([this, failed] {
-    MutexLock lock(callback_mu_);
-    told_ = true;
-    if (on_failure_ != nullptr) on_failure_(failed);
-  });
-  return failed;
-}
-
-absl::Status DeviceLink::status() const {
-  MutexLock lock(mu_);
-  return failed_;
-}
-
-void DeviceLink::OnFailure(std::function<void(const absl::Status&)> callback) {
-  MutexLock lock(callback_mu_);
-  on_failure_ = std::move(callback);
-  if (told_ && on_failure_ != nullptr) on_failure_(status());
+  if (first) threads_->Run([this] { failure_.Tell(); });
+  return failure_.status();
 }
 
 // --- Copies

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -25,6 +26,7 @@
 #include "kvcache/core/copy/memory_space.h"
 #include "kvcache/core/pages/paged_kv.h"
 #include "kvcache/core/stats/backend_stats.h"
+#include "kvcache/core/storage/failure_latch.h"
 #include "kvcache/core/storage/transfer.h"
 
 namespace kvcache {
@@ -116,9 +118,11 @@ class DeviceLink {
   Transfer After(Stream stream);
 
   // OK, or why the device can no longer be used.
-  absl::Status status() const;
+  absl::Status status() const { return failure_.status(); }
   // See StorageBackend::OnFailure().
-  void OnFailure(std::function<void(const absl::Status&)> callback);
+  void OnFailure(std::function<void(const absl::Status&)> callback) {
+    failure_.OnFailure(std::move(callback));
+  }
 
   // Appends this link's figures.
   void AddStats(BackendStats* stats) const;
@@ -232,11 +236,7 @@ class DeviceLink {
   std::atomic<uint64_t> staged_bytes_ = 0;
   std::atomic<uint64_t> paged_bytes_ = 0;
 
-  mutable Mutex mu_;
-  absl::Status failed_ ABSL_GUARDED_BY(mu_);
-  Mutex callback_mu_;  // held while it runs
-  std::function<void(const absl::Status&)> on_failure_ ABSL_GUARDED_BY(callback_mu_);
-  bool told_ ABSL_GUARDED_BY(callback_mu_) = false;
+  FailureLatch failure_;
   std::unique_ptr<LinkThreads> threads_;
 };
 

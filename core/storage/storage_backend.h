@@ -120,10 +120,11 @@ class StorageBackend {
   // backend knows no such streams. This implementation knows none but Stream::None().
   virtual Transfer After(Stream stream);
 
-  // `callback` is called, once, from any thread and without locks, when the medium has failed for
-  // good: from then on every call fails with what it says. Replaces the callback of an earlier
-  // call and returns when that is not running, so a callback must not call it; nullptr: none. This
-  // implementation never fails.
+  // `callback` is called, once, from any thread and without locks of the backend's calls, when the
+  // medium has failed for good: from then on Allocate() and every op that is valid fail with what
+  // it says. It is called at once, before this returns, when that has happened already. Replaces
+  // the callback of an earlier call and returns when that is not running, so a callback must not
+  // call it; nullptr: none. FailureLatch does all of this. This implementation never fails.
   virtual void OnFailure(std::function<void(const absl::Status&)> callback) {}
 
   // What the backend says of itself: its own figures, for Cache::stats(). Never blocks for long.

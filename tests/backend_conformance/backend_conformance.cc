@@ -1,6 +1,7 @@
 #include "kvcache/tests/backend_conformance/backend_conformance.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <limits>
 #include <random>
@@ -388,6 +389,43 @@ TEST_P(BackendConformanceTest, TheDestructorEndsWhatIsUnderWay) {
     }
   }
   read.Cancel();
+}
+
+TEST_P(BackendConformanceTest, AFailureForGoodIsToldOnceAndEndsEverything) {
+  if (GetParam().fail == nullptr) GTEST_SKIP() << "never fails";
+  const Extent extent = Allocate(128);
+  std::atomic<int> told = 0;
+  absl::Status failure;
+  backend().OnFailure([&](const absl::Status& status) {
+    failure = status;
+    ++told;
+  });
+  GetParam().fail();
+  EXPECT_FALSE(Write(extent, "bytes").ok());
+  while (told == 0) std::this_thread::yield();
+  EXPECT_FALSE(failure.ok());
+  EXPECT_FALSE(failure.message().empty());
+  std::string to(5, '?');
+  const MutableBytes destination[] = {AsBytes(to)};
+  const ReadOp read = MakeRead(extent, 0, destination);
+  EXPECT_EQ(backend().Read({&read, 1}, Stream::None()).Wait(), failure);
+  EXPECT_EQ(Write(extent, "bytes"), failure);
+  EXPECT_EQ(backend().Allocate(1).status(), failure);
+  backend().OnFailure(nullptr);
+  EXPECT_EQ(told, 1);
+}
+
+TEST_P(BackendConformanceTest, AFailureThatNobodyListenedToIsToldAtOnce) {
+  if (GetParam().fail == nullptr) GTEST_SKIP() << "never fails";
+  const Extent extent = Allocate(128);
+  GetParam().fail();
+  const absl::Status failure = Write(extent, "bytes");
+  for (int listeners = 0; listeners < 2; ++listeners) {
+    absl::Status heard;
+    backend().OnFailure([&](const absl::Status& status) { heard = status; });
+    EXPECT_EQ(heard, failure);
+  }
+  backend().OnFailure(nullptr);
 }
 
 TEST_P(BackendConformanceTest, NothingToCopyIsDone) {

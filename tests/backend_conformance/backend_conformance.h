@@ -37,6 +37,10 @@ struct BackendUnderTest {
   // wait for them.
   std::function<absl::StatusOr<std::unique_ptr<StorageBackend>>(size_t capacity_bytes)> create;
 
+  // Makes the medium of the backend that was created last fail for good; the backend may notice it
+  // at the next copy. Null: it cannot fail.
+  std::function<void()> fail = nullptr;
+
   friend std::ostream& operator<<(std::ostream& out, const BackendUnderTest& backend) {
     return out << backend.name;
   }

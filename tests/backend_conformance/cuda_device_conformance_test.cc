@@ -1,3 +1,4 @@
+#include <cstddef>
 #include <memory>
 
 #include "gtest/gtest.h"
@@ -6,23 +7,24 @@
 #include "kvcache/tests/fake_gpu/fake_gpu_runtime.h"
 
 namespace kvcache {
+namespace {
 
+BackendUnderTest OnAFakeGpu(const char* name, const DeviceLinkOptions& link) {
+  const auto gpu = std::make_shared<std::shared_ptr<FakeGpuRuntime>>();
+  return {name,
+          [gpu, link](size_t capacity_bytes) {
+            *gpu = std::make_shared<FakeGpuRuntime>(FakeGpuRuntime::Options{});
+            return CreateCudaDeviceBackend({.capacity_bytes = capacity_bytes, .link = link}, *gpu);
+          },
+          [gpu] { (*gpu)->LoseDevice(0); }};
+}
+
+}  // namespace
+
+// With little staging, pieces go over the ends of chunks.
 INSTANTIATE_TEST_SUITE_P(CudaDevice, BackendConformanceTest,
-                         testing::Values(BackendUnderTest{"on_a_fake_gpu",
-                                                          [](size_t capacity_bytes) {
-                                                            return CreateCudaDeviceBackend(
-                                                                {.capacity_bytes = capacity_bytes},
-                                                                std::make_shared<FakeGpuRuntime>(
-                                                                    FakeGpuRuntime::Options{}));
-                                                          }},
-                                         // Pieces go over the ends of chunks.
-                                         BackendUnderTest{
-                                             "with_little_staging", [](size_t capacity_bytes) {
-                                               return CreateCudaDeviceBackend(
-                                                   {.capacity_bytes = capacity_bytes,
-                                                    .link = {.staging_bytes = size_t{64} << 10}},
-                                                   std::make_shared<FakeGpuRuntime>(
-                                                       FakeGpuRuntime::Options{}));
-                                             }}));
+                         testing::Values(OnAFakeGpu("on_a_fake_gpu", {}),
+                                         OnAFakeGpu("with_little_staging",
+                                                    {.staging_bytes = size_t{64} << 10})));
 
 }  // namespace kvcache

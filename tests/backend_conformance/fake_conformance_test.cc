@@ -2,6 +2,7 @@
 #include <memory>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "gtest/gtest.h"
 #include "kvcache/core/storage/storage_backend.h"
@@ -12,11 +13,15 @@ namespace kvcache {
 namespace {
 
 BackendUnderTest FakeOfAlignment(size_t alignment) {
-  return {"fake", [alignment](size_t capacity_bytes) {
+  const auto last = std::make_shared<FakeBackend*>();
+  return {"fake",
+          [alignment, last](size_t capacity_bytes) {
             auto backend = FakeBackend::Create(capacity_bytes, alignment);
             backend->set_auto_complete(true);
+            *last = backend.get();
             return absl::StatusOr<std::unique_ptr<StorageBackend>>(std::move(backend));
-          }};
+          },
+          [last] { (*last)->FailForGood(absl::UnavailableError("the medium has failed")); }};
 }
 
 }  // namespace

@@ -6,12 +6,14 @@
 
 #include <climits>
 #include <cstdlib>
+#include <functional>
 #include <memory>
 #include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
@@ -30,12 +32,16 @@ class Honest : public ForwardingBackend {
  public:
   explicit Honest(size_t capacity_bytes) : ForwardingBackend(MakeFake(capacity_bytes)) {}
 
+  static void Fail() { last_->FailForGood(absl::UnavailableError("the medium has failed")); }
+
  private:
   static std::unique_ptr<StorageBackend> MakeFake(size_t capacity_bytes) {
     auto fake = FakeBackend::Create(capacity_bytes);
     fake->set_auto_complete(true);
+    last_ = fake.get();
     return fake;
   }
+  static inline FakeBackend* last_ = nullptr;
 };
 
 class IgnoresStreams final : public Honest {
@@ -75,11 +81,33 @@ class DoesNotDrain final : public Honest {
   }
 };
 
+class TellsNobodyWhoComesLate final : public Honest {
+ public:
+  using Honest::Honest;
+  void OnFailure(std::function<void(const absl::Status&)> callback) override {
+    if (Allocate(1).ok()) Honest::OnFailure(std::move(callback));
+  }
+};
+
+class TellsTwice final : public Honest {
+ public:
+  using Honest::Honest;
+  void OnFailure(std::function<void(const absl::Status&)> callback) override {
+    if (callback == nullptr) return Honest::OnFailure(nullptr);
+    Honest::OnFailure([callback = std::move(callback)](const absl::Status& status) {
+      callback(status);
+      callback(status);
+    });
+  }
+};
+
 template <typename Backend>
 BackendUnderTest Of(const char* name) {
-  return {name, [](size_t capacity_bytes) -> absl::StatusOr<std::unique_ptr<StorageBackend>> {
+  return {name,
+          [](size_t capacity_bytes) -> absl::StatusOr<std::unique_ptr<StorageBackend>> {
             return std::make_unique<Backend>(capacity_bytes);
-          }};
+          },
+          Honest::Fail};
 }
 
 struct Fault {
@@ -95,7 +123,10 @@ std::vector<Fault> Faults() {
   return {{"AStreamThatItDoesNotKnowIsRefused", Of<IgnoresStreams>("ignores_streams")},
           {"MemoryOfADeviceThatIsNotThereIsRefused",
            Of<TakesDeviceMemoryForItsOwn>("takes_device_memory")},
-          {"TheDestructorEndsWhatIsUnderWay", Of<DoesNotDrain>("does_not_drain")}};
+          {"TheDestructorEndsWhatIsUnderWay", Of<DoesNotDrain>("does_not_drain")},
+          {"AFailureThatNobodyListenedToIsToldAtOnce",
+           Of<TellsNobodyWhoComesLate>("tells_nobody_who_comes_late")},
+          {"AFailureForGoodIsToldOnceAndEndsEverything", Of<TellsTwice>("tells_twice")}};
 }
 
 std::vector<BackendUnderTest> Faulty() {

@@ -14,6 +14,7 @@
 #include "kvcache/core/base/mutex.h"
 #include "kvcache/core/copy/checksum.h"
 #include "kvcache/core/storage/extent_allocator.h"
+#include "kvcache/core/storage/failure_latch.h"
 #include "kvcache/core/storage/host_copy.h"
 
 namespace kvcache {
@@ -138,6 +139,7 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
   }
 
   absl::StatusOr<Extent> Allocate(size_t bytes) {
+    if (absl::Status failed = failure_.status(); !failed.ok()) return failed;
     MutexLock lock(mu_);
     if (absl::Status status = std::exchange(next_allocate_, absl::OkStatus()); !status.ok()) {
       return status;
@@ -171,7 +173,9 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
                                    if (const auto alive = medium.lock()) alive->Cancel(call);
                                  }});
     for (size_t i = 0; i < ops.size(); ++i) {
-      if (absl::Status status = validate(ops[i]); !status.ok()) {
+      absl::Status status = validate(ops[i]);
+      if (status.ok()) status = failure_.status();
+      if (!status.ok()) {
         source.Complete(i, std::move(status));
         continue;
       }
@@ -226,6 +230,14 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
     }
     for (size_t i = 0; i < ended.size(); ++i) ended[i].source.Complete(ended[i].op, results[i]);
   }
+
+  void FailForGood(const absl::Status& status) {
+    const bool first = failure_.Set(status);
+    End(0, std::nullopt, status);
+    if (first) failure_.Tell();
+  }
+
+  FailureLatch& failure() { return failure_; }
 
   void FlipBit(size_t offset, int bit) {
     MutexLock lock(mu_);
@@ -282,6 +294,7 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
   }
 
   const BackendTraits traits_;
+  FailureLatch failure_;
   Mutex mu_;
   CondVar started_;
   std::vector<std::byte> bytes_ ABSL_GUARDED_BY(mu_);
@@ -323,6 +336,12 @@ void FakeBackend::set_auto_complete(bool auto_complete) {
 
 void FakeBackend::FailNextAllocate(absl::Status status) {
   medium_->FailNextAllocate(std::move(status));
+}
+
+void FakeBackend::FailForGood(const absl::Status& status) { medium_->FailForGood(status); }
+
+void FakeBackend::OnFailure(std::function<void(const absl::Status&)> callback) {
+  medium_->failure().OnFailure(std::move(callback));
 }
 
 void FakeBackend::FlipBit(size_t offset, int bit) { medium_->FlipBit(offset, bit); }

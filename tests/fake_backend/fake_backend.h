@@ -3,6 +3,7 @@
 #define KVCACHE_TESTS_FAKE_BACKEND_FAKE_BACKEND_H_
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 
 #include "absl/status/status.h"
@@ -51,6 +52,10 @@ class FakeBackend final : public StorageBackend, private PageCopier {
   // A fault of the medium. REQUIRES: offset < capacity; 0 <= bit < 8.
   void FlipBit(size_t offset, int bit);
 
+  // The medium fails for good: what is pending ends with `status`, as does everything that is asked
+  // for from now on. REQUIRES: it is not OK.
+  void FailForGood(const absl::Status& status);
+
   // The next Allocate returns `status`. REQUIRES: it is not OK.
   void FailNextAllocate(absl::Status status);
 
@@ -61,6 +66,7 @@ class FakeBackend final : public StorageBackend, private PageCopier {
   // Transfers can be cancelled: what is pending then ends with kCancelled.
   Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override;
   Transfer Read(absl::Span<const ReadOp> ops, Stream stream) override;
+  void OnFailure(std::function<void(const absl::Status&)> callback) override;
   // Copies pages, too, when the op ends.
   PageCopier* page_copier() override { return this; }
 
