@@ -44,7 +44,8 @@ Transfer Renumbered(Transfer copies, absl::Span<const uint32_t> ops,
   for (size_t op = 0; op < results.size(); ++op) {
     if (!copied[op]) source.Complete(op, results[op]);
   }
-  shared->OnOpDone(
+  internal::OnOpDone(
+      *shared,
       [source, end = std::move(end), ops = std::vector<uint32_t>(ops.begin(), ops.end())](
           size_t i, const absl::Status& status) { source.Complete(ops[i], end(ops[i], status)); });
   return source.transfer();
@@ -123,10 +124,11 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
   std::shared_ptr<void> pins = leased.Pin(slots);
   Release(absl::MakeSpan(leases));
   if (all_found) {
-    copied.Keep(std::move(pins));
-    copied.OnOpDone([leased, slots = std::move(slots)](size_t op, const absl::Status& status) {
-      leased.DropIfUnreadable(slots[op], status);
-    });
+    internal::Keep(copied, std::move(pins));
+    internal::OnOpDone(copied,
+                       [leased, slots = std::move(slots)](size_t op, const absl::Status& status) {
+                         leased.DropIfUnreadable(slots[op], status);
+                       });
     return copied;
   }
   std::vector<Slot> slot_of(requests.size(), kNoSlot);
@@ -137,7 +139,7 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
                    leased.DropIfUnreadable(slot_of[i], status);
                    return status;
                  });
-  read.Keep(std::move(pins));
+  internal::Keep(read, std::move(pins));
   return read;
 }
 
@@ -186,7 +188,7 @@ Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
   std::shared_ptr<void> in_flight = internal::LeasedCopies(*this).Pin({});
   Transfer put = Renumbered(std::move(copied), numbers, std::vector<uint32_t>(requests.size(), 0),
                             results, end);
-  put.Keep(std::move(in_flight));
+  internal::Keep(put, std::move(in_flight));
   return put;
 }
 

@@ -50,7 +50,7 @@ absl::Status ReadLease::ReleaseAfter(Stream stream) {
   if (work.Done()) {
     if (absl::Status status = work.Wait(); !status.ok()) return status;
   } else {
-    work.Keep(LeasedCopies(*cache_).Pin({slot_}));
+    internal::Keep(work, LeasedCopies(*cache_).Pin({slot_}));
   }
   Release();
   return absl::OkStatus();
@@ -77,8 +77,8 @@ Transfer ReadLease::ReadOps(absl::Span<const ReadOp> ops, size_t bytes_each, Str
   }
   const LeasedCopies leased(*cache_);
   Transfer copies = leased.backend().Read(ops, stream);
-  if (!copies.Done()) copies.Keep(leased.Pin({slot_}));
-  copies.OnOpDone([leased, slot = slot_](size_t, const absl::Status& status) {
+  if (!copies.Done()) internal::Keep(copies, leased.Pin({slot_}));
+  internal::OnOpDone(copies, [leased, slot = slot_](size_t, const absl::Status& status) {
     leased.DropIfUnreadable(slot, status);
   });
   leased.CountRead(slot_, ops.size() * bytes_each);
@@ -176,7 +176,8 @@ Transfer WriteLease::WriteAt(size_t offset, size_t bytes, uint32_t first_part, u
   }
   const WriteOp op = {extent_, offset, source, space, first_part, checksums};
   Transfer copy = cache_->backend_->Write({&op, 1}, stream);
-  if (!copy.Done()) copy.Keep(LeasedCopies(*cache_).Pin({slot_}, LeasedCopies::Use::kWrite));
+  if (!copy.Done())
+    internal::Keep(copy, LeasedCopies(*cache_).Pin({slot_}, LeasedCopies::Use::kWrite));
   return copy;
 }
 
@@ -306,8 +307,8 @@ absl::Status WriteLease::CommitAfter(uint32_t part, Transfer copy) {
       if (*checksum == 0) *checksum = ChecksumOf(bytes);
     };
   }
-  copy.OnDone([pin = LeasedCopies(*cache_).Pin({slot_}), cache = cache_, slot = slot_, part,
-               sum = std::move(sum)](const absl::Status& copied) mutable {
+  internal::OnDone(copy, [pin = LeasedCopies(*cache_).Pin({slot_}), cache = cache_, slot = slot_,
+                          part, sum = std::move(sum)](const absl::Status& copied) mutable {
     if (copied.ok()) sum();
     cache
         ->Change([&](BlockTable& table, Nanos now, Removed* removed) {

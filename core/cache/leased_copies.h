@@ -49,7 +49,7 @@ class LeasedCopies {
   enum class Use { kRead, kWrite };
 
   // Pins blocks, which are pinned already, for as long as the result lives: give it to
-  // Transfer::Keep(). One object for all, and one hold of the lock for each 256 blocks. The cache's
+  // internal::Keep(). One object for all, and one hold of the lock for each 256 blocks. The cache's
   // end and Cache::Drain() wait for it; without any slots that is all it does, for copies whose
   // leases live until they have ended.
   std::shared_ptr<void> Pin(absl::Span<const Slot> slots, Use use = Use::kRead) const;

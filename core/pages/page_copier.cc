@@ -148,11 +148,12 @@ Transfer CopyThroughBuffers(StorageBackend& backend, std::shared_ptr<const Call<
       at += part.size();
     }
     started->push_back(Start(backend, *call, *group, stream));
-    started->back().OnOpDone([call, group, source](size_t i, const absl::Status& copied) {
-      const size_t op = group->ops[i];
-      if (copied.ok()) Finish(*call, call->ops[op], group->parts[i]);
-      source.Complete(op, copied);
-    });
+    internal::OnOpDone(started->back(),
+                       [call, group, source](size_t i, const absl::Status& copied) {
+                         const size_t op = group->ops[i];
+                         if (copied.ok()) Finish(*call, call->ops[op], group->parts[i]);
+                         source.Complete(op, copied);
+                       });
   }
   return source.transfer();
 }

@@ -145,18 +145,18 @@ Transfer PagedCache::Copy(std::vector<Write> writes, absl::Span<const int32_t> p
   const auto shared = std::make_shared<std::vector<Write>>(std::move(writes));
   const LeasedCopies leased(cache_);
   Transfer copies = WritePages(leased.backend(), pages_, page_table, ops, stream);
-  if (!copies.Done()) copies.Keep(leased.Pin({}));
+  if (!copies.Done()) internal::Keep(copies, leased.Pin({}));
   const auto mu = std::make_shared<Mutex>();
-  copies.OnOpDone(
-      [shared, mu, write_of_op = std::move(write_of_op)](size_t op, const absl::Status& status) {
-        Write& write = (*shared)[write_of_op[op]];
-        {
-          MutexLock lock(*mu);
-          write.failed |= !status.ok();
-          if (--write.copies > 0) return;
-        }
-        write.End();
-      });
+  internal::OnOpDone(copies, [shared, mu, write_of_op = std::move(write_of_op)](
+                                 size_t op, const absl::Status& status) {
+    Write& write = (*shared)[write_of_op[op]];
+    {
+      MutexLock lock(*mu);
+      write.failed |= !status.ok();
+      if (--write.copies > 0) return;
+    }
+    write.End();
+  });
   return copies;
 }
 
@@ -224,11 +224,11 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
   if (!ops.empty()) {
     leased.CountRead(slots.front(), bytes_read);
     loaded.copies = ReadPages(leased.backend(), pages_, page_table, ops, stream);
-    if (!loaded.copies.Done()) loaded.copies.Keep(leased.Pin(slots));
-    loaded.copies.OnOpDone(
-        [leased, slots = std::move(slots)](size_t op, const absl::Status& status) {
-          leased.DropIfUnreadable(slots[op % slots.size()], status);
-        });
+    if (!loaded.copies.Done()) internal::Keep(loaded.copies, leased.Pin(slots));
+    internal::OnOpDone(loaded.copies,
+                       [leased, slots = std::move(slots)](size_t op, const absl::Status& status) {
+                         leased.DropIfUnreadable(slots[op % slots.size()], status);
+                       });
   }
   cache_.Release(absl::MakeSpan(match.blocks));
   return loaded;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/base/mutex.h"
@@ -11,21 +12,19 @@
 namespace kvcache {
 namespace internal {
 
-namespace {
-
-thread_local int ops_being_ended = 0;
-
-struct EndingAnOp {
-  EndingAnOp() { ++ops_being_ended; }
-  ~EndingAnOp() { --ops_being_ended; }
-};
-
-}  // namespace
-
-bool InTransferCallback() { return ops_being_ended > 0; }
-
 // Of an op that may carry any part: when it fails, all parts do.
 constexpr uint32_t kUnknownPart = 0xffffffff;
+
+// Lives while what belongs to callbacks runs on this thread.
+class CallbackScope {
+ public:
+  CallbackScope() { ++depth; }
+  ~CallbackScope() { --depth; }
+  CallbackScope(const CallbackScope&) = delete;
+  CallbackScope& operator=(const CallbackScope&) = delete;
+
+  static inline thread_local int depth = 0;
+};
 
 class TransferState {
  public:
@@ -93,8 +92,11 @@ class TransferState {
       holds_back_the_end = !finishing_ && !done_;
       if (holds_back_the_end) ++completing_;
     }
-    for (size_t op : ended) (*shared)(op, result(op));
-    shared.reset();
+    {
+      const CallbackScope scope;
+      for (size_t op : ended) (*shared)(op, result(op));
+      shared.reset();
+    }
     if (holds_back_the_end) FinishIfLast();
   }
 
@@ -108,6 +110,7 @@ class TransferState {
       }
       status = FirstFailure();
     }
+    const CallbackScope scope;
     callback(status);
   }
 
@@ -118,8 +121,8 @@ class TransferState {
   }
 
   void Complete(size_t op, absl::Status status) {
-    const EndingAnOp ending;
-    std::vector<std::shared_ptr<OpCallback>> callbacks;
+    const CallbackScope scope;
+    absl::InlinedVector<std::shared_ptr<OpCallback>, 2> callbacks;
     absl::Status result;
     {
       MutexLock lock(mu_);
@@ -130,7 +133,7 @@ class TransferState {
       --remaining_;
       --remaining_of_part_[parts_[op]];
       ++completing_;
-      callbacks = op_callbacks_;
+      callbacks.assign(op_callbacks_.begin(), op_callbacks_.end());
       changed_.NotifyAll();
     }
     for (const auto& callback : callbacks) (*callback)(op, result);
@@ -164,6 +167,7 @@ class TransferState {
   // The last thread that runs callbacks of single ops ends the transfer: objects go first, also
   // those that the callbacks captured and without the lock, then waiters wake.
   void FinishIfLast() {
+    const CallbackScope scope;
     std::vector<std::shared_ptr<OpCallback>> op_callbacks;
     std::vector<std::shared_ptr<void>> kept;
     {
@@ -251,19 +255,24 @@ absl::Status Transfer::WaitPartOn(Stream stream, uint32_t part) const {
   return state_->hooks().order(stream, part);
 }
 
-void Transfer::OnOpDone(std::function<void(size_t, const absl::Status&)> callback) const {
-  if (state_ != nullptr) return state_->OnOpDone(std::move(callback));
-  for (size_t op = 0; op < completed_ops_; ++op) callback(op, absl::OkStatus());
+void internal::OnOpDone(const Transfer& transfer,
+                        std::function<void(size_t, const absl::Status&)> callback) {
+  if (transfer.state_ != nullptr) return transfer.state_->OnOpDone(std::move(callback));
+  const CallbackScope scope;
+  for (size_t op = 0; op < transfer.completed_ops_; ++op) callback(op, absl::OkStatus());
 }
 
-void Transfer::OnDone(std::function<void(const absl::Status&)> callback) const {
-  if (state_ != nullptr) return state_->OnDone(std::move(callback));
+void internal::OnDone(const Transfer& transfer, std::function<void(const absl::Status&)> callback) {
+  if (transfer.state_ != nullptr) return transfer.state_->OnDone(std::move(callback));
+  const CallbackScope scope;
   callback(absl::OkStatus());
 }
 
-void Transfer::Keep(std::shared_ptr<void> object) const {
-  if (state_ != nullptr) state_->Keep(std::move(object));
+void internal::Keep(const Transfer& transfer, std::shared_ptr<void> object) {
+  if (transfer.state_ != nullptr) transfer.state_->Keep(std::move(object));
 }
+
+bool internal::InTransferCallback() { return CallbackScope::depth > 0; }
 
 void Transfer::Cancel() const {
   if (state_ != nullptr && state_->hooks().cancel) state_->hooks().cancel();

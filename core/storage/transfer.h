@@ -15,10 +15,30 @@
 
 namespace kvcache {
 
+class Transfer;
+
+// For the cache and the backends, whose work goes with the end of copies. Everybody else learns of
+// it by CompletionQueue: what runs here holds up a thread on whose next ops others wait, so it is
+// short, takes leaf locks only and waits for no transfer.
 namespace internal {
+
 class TransferState;
-// Whether this thread is ending an op, and so runs callbacks and destroys what was kept.
+
+// Runs `callback` once when an op, or the whole transfer, has ended: on the thread that ends it, or
+// in this call for what has ended already. No lock is held while it runs. The whole transfer's
+// callback gets what Wait() would return and runs after all callbacks of single ops.
+void OnOpDone(const Transfer& transfer,
+              std::function<void(size_t op, const absl::Status&)> callback);
+void OnDone(const Transfer& transfer, std::function<void(const absl::Status&)> callback);
+
+// Keeps `object` alive until every op has ended. It is destroyed before Wait() returns and before
+// the callbacks of OnDone run.
+void Keep(const Transfer& transfer, std::shared_ptr<void> object);
+
+// Whether this thread is in a callback, or in the destructor of a kept object, of any transfer:
+// then it may be one that a backend's destructor joins.
 bool InTransferCallback();
+
 }  // namespace internal
 
 // A move-only handle on a batch of copies ("ops"), each with a result of its own: one failed op
@@ -59,23 +79,15 @@ class Transfer {
   absl::Status WaitOn(Stream stream) const;
   absl::Status WaitPartOn(Stream stream, uint32_t part) const;
 
-  // Runs `callback` once when an op, or the whole transfer, has ended: on the thread that ends it,
-  // or in this call for what has ended already. No lock is held while it runs; it must not wait for
-  // the transfer, whose end waits for it. The whole transfer's callback gets what Wait() would
-  // return and runs after all callbacks of single ops.
-  void OnOpDone(std::function<void(size_t op, const absl::Status&)> callback) const;
-  void OnDone(std::function<void(const absl::Status&)> callback) const;
-
-  // Keeps `object` alive until every op has ended. It is destroyed before Wait() returns and before
-  // the callbacks of OnDone run.
-  void Keep(std::shared_ptr<void> object) const;
-
   // Asks for the ops that have not started to end with kCancelled. Best effort: an op may still
   // succeed.
   void Cancel() const;
 
  private:
   friend class TransferSource;
+  friend void internal::OnOpDone(const Transfer&, std::function<void(size_t, const absl::Status&)>);
+  friend void internal::OnDone(const Transfer&, std::function<void(const absl::Status&)>);
+  friend void internal::Keep(const Transfer&, std::shared_ptr<void>);
   explicit Transfer(std::shared_ptr<internal::TransferState> state) : state_(std::move(state)) {}
 
   size_t completed_ops_ = 0;  // used only without a state

@@ -42,7 +42,7 @@ TEST(TransferTest, WithoutOpsItIsDone) {
     EXPECT_TRUE(transfer.WaitOn(Stream::None()).ok());
     transfer.Cancel();
     bool called = false;
-    transfer.OnDone([&called](const absl::Status& status) { called = status.ok(); });
+    internal::OnDone(transfer, [&called](const absl::Status& status) { called = status.ok(); });
     EXPECT_TRUE(called);
   }
 }
@@ -54,7 +54,7 @@ TEST(TransferTest, CompletedWithACountSucceedsForEachOp) {
   EXPECT_TRUE(transfer.result(2).ok());
   EXPECT_TRUE(transfer.Wait().ok());
   std::vector<size_t> ops;
-  transfer.OnOpDone([&ops](size_t op, const absl::Status& status) {
+  internal::OnOpDone(transfer, [&ops](size_t op, const absl::Status& status) {
     EXPECT_TRUE(status.ok());
     ops.push_back(op);
   });
@@ -119,20 +119,21 @@ TEST(TransferTest, CallbacksOfOpsComeOnceEachAndBeforeThatOfTheWhole) {
   const TransferSource source(Parts{0, 1, 2});
   const Transfer transfer = source.transfer();
   source.Complete(1, absl::OkStatus());
-  transfer.OnDone([&events](const absl::Status& status) {
+  internal::OnDone(transfer, [&events](const absl::Status& status) {
     events.push_back("done: " + std::string(status.message()));
   });
-  transfer.OnOpDone([&events](size_t op, const absl::Status& status) {
+  internal::OnOpDone(transfer, [&events](size_t op, const absl::Status& status) {
     events.push_back(std::to_string(op) + (status.ok() ? " ok" : " failed"));
   });
   EXPECT_THAT(events, ElementsAre("1 ok"));
   source.Complete(2, Failure("x"));
   source.Complete(0, absl::OkStatus());
   EXPECT_THAT(events, ElementsAre("1 ok", "2 failed", "0 ok", "done: x"));
-  transfer.OnOpDone([&events](size_t op, const absl::Status& status) {
+  internal::OnOpDone(transfer, [&events](size_t op, const absl::Status& status) {
     events.push_back("late " + std::to_string(op));
   });
-  transfer.OnDone([&events](const absl::Status& status) { events.push_back("late done"); });
+  internal::OnDone(transfer,
+                   [&events](const absl::Status& status) { events.push_back("late done"); });
   EXPECT_THAT(events, ElementsAre("1 ok", "2 failed", "0 ok", "done: x", "late 0", "late 1",
                                   "late 2", "late done"));
 }
@@ -141,9 +142,9 @@ TEST(TransferTest, ACallbackForAnOpThatHasEndedHoldsBackThatOfTheWhole) {
   std::vector<std::string> events;
   const TransferSource source(Parts{0, 0});
   const Transfer transfer = source.transfer();
-  transfer.OnDone([&events](const absl::Status&) { events.push_back("done"); });
+  internal::OnDone(transfer, [&events](const absl::Status&) { events.push_back("done"); });
   source.Complete(0, absl::OkStatus());
-  transfer.OnOpDone([&](size_t op, const absl::Status&) {
+  internal::OnOpDone(transfer, [&](size_t op, const absl::Status&) {
     // The last op ends while the callback for the first runs.
     if (op == 0) source.Complete(1, absl::OkStatus());
     events.push_back("op " + std::to_string(op));
@@ -155,11 +156,11 @@ TEST(TransferTest, CallbacksMayUseTheTransfer) {
   const TransferSource source(Parts{4, 4});
   const Transfer transfer = source.transfer();
   std::vector<bool> done;
-  transfer.OnOpDone([&](size_t op, const absl::Status&) {
+  internal::OnOpDone(transfer, [&](size_t op, const absl::Status&) {
     done.push_back(transfer.Done());
     EXPECT_TRUE(transfer.result(op).ok());
   });
-  transfer.OnDone([&](const absl::Status&) {
+  internal::OnDone(transfer, [&](const absl::Status&) {
     done.push_back(transfer.Done());
     EXPECT_TRUE(transfer.Wait().ok());
     EXPECT_TRUE(transfer.WaitPart(4).ok());
@@ -174,10 +175,11 @@ TEST(TransferTest, KeptObjectsGoAfterTheLastOpAndBeforeTheEnd) {
   const TransferSource source(Parts{0, 0});
   {
     const Transfer transfer = source.transfer();
-    transfer.Keep(Tracked(&events, "kept"));
-    transfer.OnOpDone(
-        [&events](size_t op, const absl::Status&) { events.push_back(std::to_string(op)); });
-    transfer.OnDone([&events](const absl::Status&) { events.push_back("done"); });
+    internal::Keep(transfer, Tracked(&events, "kept"));
+    internal::OnOpDone(transfer, [&events](size_t op, const absl::Status&) {
+      events.push_back(std::to_string(op));
+    });
+    internal::OnDone(transfer, [&events](const absl::Status&) { events.push_back("done"); });
   }
   // The handle is gone; the copies are not.
   source.Complete(1, absl::OkStatus());
@@ -190,8 +192,8 @@ TEST(TransferTest, AnObjectKeptAfterTheEndGoesAtOnce) {
   std::vector<std::string> events;
   const TransferSource source(Parts{0});
   source.Complete(0, absl::OkStatus());
-  source.transfer().Keep(Tracked(&events, "kept"));
-  Transfer::Completed(1).Keep(Tracked(&events, "also kept"));
+  internal::Keep(source.transfer(), Tracked(&events, "kept"));
+  internal::Keep(Transfer::Completed(1), Tracked(&events, "also kept"));
   EXPECT_THAT(events, ElementsAre("kept destroyed", "also kept destroyed"));
 }
 
@@ -205,11 +207,35 @@ TEST(TransferTest, WhatAnOpsCallbackCapturesGoesBeforeTheEndAndWithoutALock) {
       events.push_back(transfer.Done() ? "destroyed after the end" : "destroyed before the end");
     });
   };
-  transfer.OnOpDone([object = captured()](size_t, const absl::Status&) {});
-  transfer.OnDone([&events](const absl::Status&) { events.push_back("done"); });
+  internal::OnOpDone(transfer, [object = captured()](size_t, const absl::Status&) {});
+  internal::OnDone(transfer, [&events](const absl::Status&) { events.push_back("done"); });
   EXPECT_THAT(events, IsEmpty());
   source.Complete(0, absl::OkStatus());
   EXPECT_THAT(events, ElementsAre("destroyed before the end", "done"));
+}
+
+TEST(TransferTest, AThreadKnowsThatItIsInACallback) {
+  std::vector<bool> inside;
+  const auto note = [&inside] { inside.push_back(internal::InTransferCallback()); };
+  const TransferSource source(Parts{0, 0});
+  const Transfer transfer = source.transfer();
+  internal::Keep(transfer, std::shared_ptr<void>(nullptr, [&](void*) { note(); }));
+  internal::OnOpDone(transfer, [&](size_t op, const absl::Status&) {
+    if (op == 0) source.Complete(1, absl::OkStatus());  // one inside the other
+    note();
+  });
+  internal::OnDone(transfer, [&](const absl::Status&) { note(); });
+  note();
+  source.Complete(0, absl::OkStatus());
+  note();
+  EXPECT_THAT(inside, ElementsAre(false, true, true, true, true, false));
+  inside.clear();
+  internal::OnOpDone(transfer, [&](size_t, const absl::Status&) { note(); });
+  internal::OnDone(transfer, [&](const absl::Status&) { note(); });
+  internal::OnOpDone(Transfer::Completed(1), [&](size_t, const absl::Status&) { note(); });
+  internal::OnDone(Transfer::Completed(1), [&](const absl::Status&) { note(); });
+  note();
+  EXPECT_THAT(inside, ElementsAre(true, true, true, true, true, false));
 }
 
 TEST(TransferTest, WhatItsSourceGivesUpIsAborted) {
@@ -220,7 +246,7 @@ TEST(TransferTest, WhatItsSourceGivesUpIsAborted) {
   source.reset();
   EXPECT_FALSE(transfer.Done()) << "a copy of the source is left";
   std::vector<size_t> ended;
-  transfer.OnOpDone([&ended](size_t op, const absl::Status&) { ended.push_back(op); });
+  internal::OnOpDone(transfer, [&ended](size_t op, const absl::Status&) { ended.push_back(op); });
   copy.reset();
   EXPECT_TRUE(transfer.Done());
   EXPECT_THAT(ended, ElementsAre(1, 0, 2));
@@ -234,11 +260,11 @@ TEST(TransferTest, ACallbackMayDestroyTheSource) {
   std::vector<std::string> results;
   {
     const Transfer transfer = source->transfer();
-    transfer.OnOpDone([&](size_t op, const absl::Status& status) {
+    internal::OnOpDone(transfer, [&](size_t op, const absl::Status& status) {
       source.reset();
       results.push_back(std::to_string(op) + (status.ok() ? " ok" : " aborted"));
     });
-    transfer.OnDone([&](const absl::Status& status) { results.push_back("done"); });
+    internal::OnDone(transfer, [&](const absl::Status& status) { results.push_back("done"); });
   }
   source->Complete(0, absl::OkStatus());
   EXPECT_THAT(results, ElementsAre("1 aborted", "0 ok", "done"));
@@ -301,11 +327,11 @@ TEST(TransferTest, WaitersOfPartsAndOfTheWholeWakeAcrossThreads) {
     const TransferSource source(parts);
     const Transfer transfer = source.transfer();
     bool kept = true;
-    transfer.Keep(std::shared_ptr<void>(nullptr, [&kept](void*) { kept = false; }));
+    internal::Keep(transfer, std::shared_ptr<void>(nullptr, [&kept](void*) { kept = false; }));
     std::atomic<int> callbacks = 0;
-    transfer.OnOpDone([&callbacks](size_t, const absl::Status&) { ++callbacks; });
+    internal::OnOpDone(transfer, [&callbacks](size_t, const absl::Status&) { ++callbacks; });
     int callbacks_at_the_end = 0;
-    transfer.OnDone([&](const absl::Status&) { callbacks_at_the_end = callbacks; });
+    internal::OnDone(transfer, [&](const absl::Status&) { callbacks_at_the_end = callbacks; });
 
     std::vector<int> bytes(parts.size(), 0);
     std::vector<std::thread> threads;

@@ -135,9 +135,10 @@ class Scenario {
   void Watch(Flight& flight, Transfer transfer) {
     flight.transfer = std::move(transfer);
     EXPECT_EQ(flight.transfer.size(), flight.buffers.size());
-    flight.transfer.OnOpDone(
-        [this, &flight](size_t op, const absl::Status& status) { OpDone(flight, op, status); });
-    flight.transfer.OnDone([&flight](const absl::Status&) { flight.done = true; });
+    internal::OnOpDone(flight.transfer, [this, &flight](size_t op, const absl::Status& status) {
+      OpDone(flight, op, status);
+    });
+    internal::OnDone(flight.transfer, [&flight](const absl::Status&) { flight.done = true; });
   }
 
   void OpDone(Flight& flight, size_t op, const absl::Status& status) {
@@ -218,7 +219,7 @@ class Scenario {
     Transfer copy = open.lease.WritePart(part, {&source, 1});
     if (random_.Chance(30)) {
       open.parts[part] = Open::Part::kWriting;
-      copy.OnDone([this, instance = open.instance, part](const absl::Status& status) {
+      internal::OnDone(copy, [this, instance = open.instance, part](const absl::Status& status) {
         for (const auto& open : writes_) {
           if (open->instance != instance) continue;
           open->parts[part] = status.ok() ? Open::Part::kWritten : Open::Part::kNothing;
@@ -420,7 +421,7 @@ TEST(AsyncTest, CopiesThatEndLateBreakNothing) {
     Scenario(seed).Run();
     if (::testing::Test::HasFailure()) return;
   }
-  EXPECT_GT(right_reads, only.has_value() ? 0 : kSeeds);
+  EXPECT_GT(right_reads, only.has_value() ? 0 : kSeeds / 2);  // a failed one drops its block
 }
 
 // The copy of a CommitAfter() fails into a block that stays, since it was partial before.

@@ -152,9 +152,8 @@ TEST(FakeBackendTest, CallbacksMayUseTheBackend) {
   const Buffer from = Filled(64, 1);
   Buffer to(64);
   std::optional<Transfer> read;
-  Write(*backend, extent, from).OnDone([&](const absl::Status&) {
-    read.emplace(Read(*backend, extent, to));
-  });
+  internal::OnDone(Write(*backend, extent, from),
+                   [&](const absl::Status&) { read.emplace(Read(*backend, extent, to)); });
   backend->CompleteAll();
   ASSERT_TRUE(read.has_value());
   EXPECT_EQ(backend->pending(), 1u) << "what began meanwhile stays pending";

@@ -207,12 +207,12 @@ void EngineScenario::FreeAfter(absl::Span<const Transfer> copies, Stream stream,
     std::memset(data, static_cast<int>(kPoison), kBlockBytes);
     buffer->busy = false;
   });
-  for (const Transfer& copy : copies) copy.Keep(reading);
+  for (const Transfer& copy : copies) internal::Keep(copy, reading);
 }
 
 void EngineScenario::ExpectNotRefused(const Transfer& copies) {
   if (faults_ != Faults::kNone) return;
-  copies.OnOpDone([](size_t, const absl::Status& status) {
+  internal::OnOpDone(copies, [](size_t, const absl::Status& status) {
     EXPECT_FALSE(absl::IsInvalidArgument(status) || absl::IsInternal(status)) << status;
   });
 }
