@@ -101,9 +101,9 @@ TEST(CacheLockTest, TheBackendIsCalledWithoutTheLock) {
 // Is asked for the time once in each hold of the lock.
 class CountingClock final : public Clock {
  public:
-  absl::Time Now() const override {
+  Nanos Now() const override {
     ++holds_;
-    return absl::FromUnixSeconds(1'000'000'000);
+    return 1'000'000'000;
   }
   int holds() const { return holds_; }
 

@@ -59,12 +59,12 @@ std::optional<CachedKv> static_kv;
 // Can be stopped: then whoever asks for the time, which is done under the cache's lock, waits.
 class StoppableClock final : public Clock {
  public:
-  absl::Time Now() const override {
+  Nanos Now() const override {
     MutexLock lock(mu_);
     if (stopped_) ++waiting_;
     changed_.NotifyAll();
     while (stopped_) changed_.Wait(mu_);
-    return absl::FromUnixSeconds(1'000'000'000);
+    return 1'000'000'000;
   }
   void Stop() {
     MutexLock lock(mu_);
