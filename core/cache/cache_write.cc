@@ -319,17 +319,19 @@ void Cache::GiveExtents(absl::Span<Reservation> reservations) {
   }
 }
 
-// A policy takes its memory without the lock.
+// All that takes memory for each slot is made without the lock, and what is left over freed so.
 absl::Status Cache::UsePriority(uint16_t priority) {
   {
     MutexLock lock(mu_);
-    if (table_->HasPriority(priority)) return absl::OkStatus();
+    absl::Status status = table_->CheckPriority(priority);
+    if (!status.ok() || table_->HasPriority(priority)) return status;
   }
   try {
     std::unique_ptr<EvictionPolicy> policy = policy_->CreateEmpty();
     policy->SetLimits(slots_, backend_->traits().capacity_bytes);  // those of now come later
+    auto levels = std::make_unique<internal::PriorityLevels>(*policy_, slots_);
     MutexLock lock(mu_);
-    return table_->AddPriority(priority, std::move(policy));
+    return table_->AddPriority(priority, &policy, &levels);
   } catch (const std::bad_alloc&) {
     return absl::ResourceExhaustedError(
         absl::StrCat("options.priority: there is no memory for the bookkeeping of ", priority));

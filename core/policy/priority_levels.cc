@@ -7,8 +7,7 @@
 
 namespace kvcache::internal {
 
-PriorityLevels::PriorityLevels(EvictionPolicy& normal, size_t max_slots, size_t capacity_bytes)
-    : level_of_(max_slots), capacity_bytes_(capacity_bytes) {
+PriorityLevels::PriorityLevels(EvictionPolicy& normal, size_t max_slots) : level_of_(max_slots) {
   levels_[0].policy = &normal;
   ends_.SetMaxSlots(max_slots);
 }
@@ -19,14 +18,16 @@ size_t PriorityLevels::FindLevel(uint16_t priority) const {
   return level;
 }
 
-absl::Status PriorityLevels::AddLevel(uint16_t priority, std::unique_ptr<EvictionPolicy> policy) {
-  KVCACHE_CHECK(!HasLevel(priority), "priority ", priority, " is there already");
-  if (num_levels_ == kMostPriorities) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("options.priority: ", priority, " would be one more than the ",
-                     kMostPriorities, " different values that a cache may be given, 0 among them"));
-  }
-  policy->SetLimits(level_of_.size(), capacity_bytes_);
+absl::Status PriorityLevels::CheckNewLevel(uint16_t priority) const {
+  if (num_levels_ < kMostPriorities) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("options.priority: ", priority, " would be one more than the ", kMostPriorities,
+                   " different values that a cache may be given, 0 among them"));
+}
+
+void PriorityLevels::AddLevel(uint16_t priority, std::unique_ptr<EvictionPolicy> policy) {
+  KVCACHE_CHECK(!HasLevel(priority) && num_levels_ < kMostPriorities, "priority ", priority,
+                " is there already, or one too many");
   Level& level = levels_[num_levels_];
   level.priority = priority;
   level.policy = policy.get();
@@ -35,7 +36,6 @@ absl::Status PriorityLevels::AddLevel(uint16_t priority, std::unique_ptr<Evictio
   ++num_levels_;
   std::sort(by_priority_.begin(), by_priority_.begin() + num_levels_,
             [this](uint8_t a, uint8_t b) { return levels_[a].priority < levels_[b].priority; });
-  return absl::OkStatus();
 }
 
 EvictionPolicy& PriorityLevels::PolicyOf(Slot slot) {
@@ -50,7 +50,6 @@ std::unique_ptr<EvictionPolicy> PriorityLevels::CreateEmpty() const {
 void PriorityLevels::SetLimits(size_t max_slots, size_t capacity_bytes) {
   level_of_.resize(std::max(level_of_.size(), max_slots));
   ends_.SetMaxSlots(max_slots);
-  capacity_bytes_ = capacity_bytes;
   for (size_t i = 0; i < num_levels_; ++i) levels_[i].policy->SetLimits(max_slots, capacity_bytes);
 }
 
@@ -80,11 +79,11 @@ void PriorityLevels::Remove(Slot slot, RemoveReason reason) {
 
 void PriorityLevels::StartRun(const Run& run) {
   if (run.continues) return;
-  for (size_t i = 0; i < num_levels_; ++i) levels_[i].hears = false;
+  for (size_t i = 0; i < num_levels_; ++i) levels_[i].in_request = false;
 }
 
-Run PriorityLevels::ToldTo(Level& level, Run run) {
-  run.continues = std::exchange(level.hears, true);
+Run PriorityLevels::RunFor(Level& level, Run run) {
+  run.continues = std::exchange(level.in_request, true);
   return run;
 }
 
@@ -95,7 +94,7 @@ void PriorityLevels::Touch(absl::Span<const Slot> slots, const Run& run) {
     size_t end = begin + 1;
     while (end < slots.size() && &PolicyOf(slots[end]) == &policy) ++end;
     Level& level = levels_[level_of_[slots[begin]]];
-    Run part = ToldTo(level, run);
+    Run part = RunFor(level, run);
     part.first_depth += static_cast<uint32_t>(slots.size() - end);
     level.policy->Touch(slots.subspan(begin, end - begin), part);
     begin = end;
@@ -105,7 +104,7 @@ void PriorityLevels::Touch(absl::Span<const Slot> slots, const Run& run) {
 void PriorityLevels::Miss(absl::Span<const uint64_t> key_hashes, const Run& run) {
   StartRun(run);
   for (size_t i = 0; i < num_levels_; ++i) {
-    levels_[i].policy->Miss(key_hashes, ToldTo(levels_[i], run));
+    levels_[i].policy->Miss(key_hashes, RunFor(levels_[i], run));
   }
 }
 
@@ -119,7 +118,7 @@ VictimResult PriorityLevels::Victim(const EntryInfo& incoming) {
   refusing_level_ = FindLevel(incoming.priority);
   for (size_t i = 0; i < num_levels_; ++i) {
     const Level& level = levels_[by_priority_[i]];
-    // What is of a lower priority than the newcomer goes whatever it is worth.
+    // Blocks of a lower priority than the newcomer go whatever they are worth.
     const bool may_refuse = level.priority == incoming.priority;
     const VictimResult victim = level.policy->Victim(may_refuse ? incoming : EntryInfo());
     if (victim.kind != VictimResult::Kind::kNone) return victim;

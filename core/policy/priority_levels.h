@@ -19,31 +19,36 @@
 
 namespace kvcache::internal {
 
-// Gives up what has the lowest priority; within a priority, what its policy says. Every policy sees
-// the whole requests: it hears of all blocks that were not there, and of those that were, its own.
+// Blocks of the lowest priority go first; within a priority, its policy decides. Each policy is
+// told of a request's blocks that were missed, and of those that were hit, its own.
 //
-// An EvictionPolicy like others, except for what is below; each call costs what it costs the policy
-// of the block's level, Victim() and Miss() what they cost all of them.
+// An EvictionPolicy like others, except for what is below. Costs: each call costs what it costs the
+// policy of the block's level, Victim() and Miss() what they cost all of them, and O(log n) more
+// for a block whose priority ends. 29 bytes for each slot, besides those of the policies.
 class PriorityLevels final : public EvictionPolicy {
  public:
   static constexpr size_t kMostPriorities = 8;
 
-  // `normal` is the policy of priority 0, with all the blocks that it knows already, and must
-  // outlive this. The limits are those that it has.
-  PriorityLevels(EvictionPolicy& normal, size_t max_slots, size_t capacity_bytes);
+  // `normal` is the policy of priority 0, with all the blocks that it knows already, and outlives
+  // this; max_slots is what it has. Takes 29 bytes for each slot, and does not touch `normal`: so a
+  // cache makes it without its lock.
+  PriorityLevels(EvictionPolicy& normal, size_t max_slots);
 
-  // Whether the level is there. REQUIRES for Admit(): that of the block is.
+  // True when the priority has a level, as Admit() requires of that of the block.
   bool HasLevel(uint16_t priority) const { return FindLevel(priority) < num_levels_; }
-  // A level on `policy`, which knows no slots. kInvalidArgument when there are kMostPriorities, the
-  // normal one among them.
-  absl::Status AddLevel(uint16_t priority, std::unique_ptr<EvictionPolicy> policy);
+  // kInvalidArgument when there are kMostPriorities levels, the normal one among them.
+  absl::Status CheckNewLevel(uint16_t priority) const;
+  // Adds a level on `policy`, which knows no slots and has the limits of the others. O(1), without
+  // allocations. REQUIRES: !HasLevel(priority), and CheckNewLevel(priority) is OK.
+  void AddLevel(uint16_t priority, std::unique_ptr<EvictionPolicy> policy);
 
-  // Whether a block is too important to make room for a newcomer.
+  // True when a block is too important to make room for a newcomer.
   bool Outranks(Slot slot, const EntryInfo& incoming) const {
     return incoming.bytes > 0 && levels_[level_of_[slot]].priority > incoming.priority;
   }
 
-  // A block whose priority is over, if there is one, else kNoSlot; in the order in which they end.
+  // The block whose priority ended first, until EndPriority() has made it a normal one; kNoSlot
+  // when no priority has ended.
   Slot NextOver(Nanos now) const {
     return !ends_.empty() && ends_.top_rank().first <= now ? ends_.top() : kNoSlot;
   }
@@ -64,7 +69,7 @@ class PriorityLevels final : public EvictionPolicy {
     PolicyOf(slot).SetDeadline(slot, deadline);
   }
   void Miss(absl::Span<const uint64_t> key_hashes, const Run& run) override;
-  // Of the priority that the last Victim() was asked for.
+  // The blocks are of the priority of the newcomer of the last Victim().
   void Bypassed(absl::Span<const uint64_t> key_hashes, const Run& run) override;
 
  private:
@@ -72,13 +77,13 @@ class PriorityLevels final : public EvictionPolicy {
     uint16_t priority = 0;
     EvictionPolicy* policy = nullptr;
     std::unique_ptr<EvictionPolicy> owned;
-    bool hears = false;  // the request that is told now
+    bool in_request = false;  // was told of some blocks of the current request
   };
 
   size_t FindLevel(uint16_t priority) const;
   EvictionPolicy& PolicyOf(Slot slot);
-  // `run` as this level has to hear it.
-  Run ToldTo(Level& level, Run run);
+  // `run` with `continues` as it is for this level, which is told of the request from now on.
+  Run RunFor(Level& level, Run run);
   void StartRun(const Run& run);
 
   std::array<Level, kMostPriorities> levels_;  // levels_[0] is the normal one
@@ -87,7 +92,6 @@ class PriorityLevels final : public EvictionPolicy {
   std::vector<uint8_t> level_of_;                          // [max_slots]
   SlotHeap<std::pair<Nanos, uint64_t>> ends_;              // when priorities end, and a sequence
   uint64_t sequence_ = 0;
-  size_t capacity_bytes_;
   size_t refusing_level_ = 0;
 };
 

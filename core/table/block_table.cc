@@ -68,13 +68,17 @@ EntryInfo BlockTable::InfoOf(const Block& b, Nanos now) const {
 
 // --- Priorities
 
-absl::Status BlockTable::AddPriority(uint16_t priority, std::unique_ptr<EvictionPolicy> policy) {
-  if (HasPriority(priority)) return absl::OkStatus();
+absl::Status BlockTable::AddPriority(uint16_t priority, std::unique_ptr<EvictionPolicy>* policy,
+                                     std::unique_ptr<PriorityLevels>* levels) {
+  absl::Status status = CheckPriority(priority);
+  if (!status.ok() || HasPriority(priority)) return status;
   if (levels_ == nullptr) {
-    levels_ = std::make_unique<PriorityLevels>(*policy_, max_blocks_, budget_.capacity());
+    levels_ = std::move(*levels);
     policy_ = levels_.get();
   }
-  return levels_->AddLevel(priority, std::move(policy));
+  (*policy)->SetLimits(max_blocks_, budget_.capacity());
+  levels_->AddLevel(priority, std::move(*policy));
+  return absl::OkStatus();
 }
 
 void BlockTable::EndPrioritiesThatAreOver(Nanos now) {

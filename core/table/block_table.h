@@ -139,9 +139,17 @@ class BlockTable {
   bool HasPriority(uint16_t priority) const {
     return priority == 0 || (levels_ != nullptr && levels_->HasLevel(priority));
   }
-  // From now on blocks may have this priority; `policy` will order them. Errors: those of
-  // PriorityLevels::AddLevel().
-  absl::Status AddPriority(uint16_t priority, std::unique_ptr<EvictionPolicy> policy);
+  // kInvalidArgument for one priority too many: PriorityLevels::CheckNewLevel().
+  absl::Status CheckPriority(uint16_t priority) const {
+    return HasPriority(priority) || levels_ == nullptr ? absl::OkStatus()
+                                                       : levels_->CheckNewLevel(priority);
+  }
+  // From now on blocks may have this priority. *policy, with max_blocks slots and none of them
+  // known, orders them; *levels is over the policy that this table was made with. O(1): takes of
+  // these two what it does not have yet, and leaves the rest to the caller, to be freed without the
+  // lock. Errors: those of CheckPriority().
+  absl::Status AddPriority(uint16_t priority, std::unique_ptr<EvictionPolicy>* policy,
+                           std::unique_ptr<PriorityLevels>* levels);
   // Must come before whatever tells the policy about blocks or asks it.
   void EndPriorities(Nanos now) {
     if (levels_ != nullptr) EndPrioritiesThatAreOver(now);

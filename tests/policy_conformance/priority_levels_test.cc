@@ -1,6 +1,7 @@
 #include "kvcache/core/policy/priority_levels.h"
 
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -9,6 +10,7 @@
 #include "kvcache/core/base/nanos.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/eviction/lru/lru.h"
+#include "kvcache/tests/policy_conformance/allocation_count.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
 
 namespace kvcache::internal {
@@ -69,12 +71,18 @@ class PriorityLevelsTest : public testing::Test {
   PriorityLevelsTest() {
     normal_->SetLimits(kSlots, kSlots);
     for (uint16_t priority : {50, 20}) {
-      EXPECT_TRUE(levels_.AddLevel(priority, CreateLruPolicy()).ok());
+      levels_.AddLevel(priority, NewPolicy());
     }
   }
 
+  static std::unique_ptr<EvictionPolicy> NewPolicy() {
+    std::unique_ptr<EvictionPolicy> policy = CreateLruPolicy();
+    policy->SetLimits(kSlots, kSlots);
+    return policy;
+  }
+
   const std::unique_ptr<EvictionPolicy> normal_ = CreateLruPolicy();
-  PriorityLevels levels_{*normal_, kSlots, kSlots};
+  PriorityLevels levels_{*normal_, kSlots};
 };
 
 TEST_F(PriorityLevelsTest, LowerPrioritiesGoFirstAndWithinOneThePolicyDecides) {
@@ -111,7 +119,7 @@ TEST_F(PriorityLevelsTest, APriorityEndsAndTheBlockIsAsIfItHadJustBeenPut) {
   EXPECT_THAT(EvictionOrder(levels_), ElementsAre(3, 1, 0, 2));
 }
 
-TEST_F(PriorityLevelsTest, APriorityThatEndsAfterTheBlockHasGoneMeansNothing) {
+TEST_F(PriorityLevelsTest, ThePriorityOfARemovedBlockNeverEnds) {
   levels_.Admit(0, {.priority = 50, .keep_priority_for = Seconds(10), .now = Seconds(0)});
   levels_.Remove(0, RemoveReason::kErased);
   levels_.Admit(0, {.priority = 50, .now = Seconds(1)});
@@ -120,22 +128,31 @@ TEST_F(PriorityLevelsTest, APriorityThatEndsAfterTheBlockHasGoneMeansNothing) {
 
 TEST_F(PriorityLevelsTest, AtMostEightPrioritiesAreInUse) {
   for (uint16_t priority : {1, 2, 3, 4, 5}) {
-    EXPECT_TRUE(levels_.AddLevel(priority, CreateLruPolicy()).ok());
+    EXPECT_TRUE(levels_.CheckNewLevel(priority).ok());
+    levels_.AddLevel(priority, NewPolicy());
   }
   EXPECT_TRUE(levels_.HasLevel(5));
-  const absl::Status ninth = levels_.AddLevel(77, CreateLruPolicy());
+  const absl::Status ninth = levels_.CheckNewLevel(77);
   EXPECT_EQ(ninth.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(ninth.message(), HasSubstr("77"));
   EXPECT_THAT(ninth.message(), HasSubstr("8"));
-  EXPECT_FALSE(levels_.HasLevel(77));
 }
 
-TEST(PriorityLevelsRequestTest, EachLevelHearsItsPartOfARequestAndAllThatWasMissed) {
+TEST_F(PriorityLevelsTest, AddingALevelAllocatesNothing) {
+  std::unique_ptr<EvictionPolicy> policy = NewPolicy();
+  const size_t before = AllocationCount();
+  levels_.AddLevel(7, std::move(policy));
+  EXPECT_EQ(AllocationCount(), before);
+  levels_.Admit(0, {.priority = 7});
+  EXPECT_EQ(AllocationCount(), before);
+}
+
+TEST(PriorityLevelsRequestTest, EachLevelIsToldOfItsHitsAndOfAllMisses) {
   ToldPolicy normal;
-  PriorityLevels levels(normal, kSlots, kSlots);
+  PriorityLevels levels(normal, kSlots);
   auto owned = std::make_unique<ToldPolicy>();
   ToldPolicy& high = *owned;
-  ASSERT_TRUE(levels.AddLevel(9, std::move(owned)).ok());
+  levels.AddLevel(9, std::move(owned));
   for (Slot slot : {0, 1}) levels.Admit(slot, {.priority = 9});
   for (Slot slot : {2, 3}) levels.Admit(slot, {});
   levels.Miss({100, 101}, {.first_depth = 4, .chain_blocks = 6});
@@ -158,10 +175,10 @@ TEST(PriorityLevelsRequestTest, EachLevelHearsItsPartOfARequestAndAllThatWasMiss
 
 TEST(PriorityLevelsRequestTest, OnlyThePolicyOfItsPriorityMayFindANewcomerWorthLess) {
   ToldPolicy normal(VictimResult::Refuse());
-  PriorityLevels levels(normal, kSlots, kSlots);
+  PriorityLevels levels(normal, kSlots);
   auto owned = std::make_unique<ToldPolicy>(VictimResult::Of(7));
   ToldPolicy& high = *owned;
-  ASSERT_TRUE(levels.AddLevel(9, std::move(owned)).ok());
+  levels.AddLevel(9, std::move(owned));
   EXPECT_EQ(levels.Victim({.bytes = 5}).kind, VictimResult::Kind::kRefuse);
   EXPECT_EQ(normal.newcomer_bytes, 5u);
   levels.Bypassed({1}, {});
@@ -171,12 +188,12 @@ TEST(PriorityLevelsRequestTest, OnlyThePolicyOfItsPriorityMayFindANewcomerWorthL
   EXPECT_EQ(normal.newcomer_bytes, 0u) << "it must not refuse what is more important";
 }
 
-TEST(PriorityLevelsRequestTest, TheEndOfAPriorityIsNoDeath) {
+TEST(PriorityLevelsRequestTest, APolicyIsToldThatABlockWhosePriorityEndsStaysInTheCache) {
   ToldPolicy normal;
-  PriorityLevels levels(normal, kSlots, kSlots);
+  PriorityLevels levels(normal, kSlots);
   auto owned = std::make_unique<ToldPolicy>();
   ToldPolicy& high = *owned;
-  ASSERT_TRUE(levels.AddLevel(9, std::move(owned)).ok());
+  levels.AddLevel(9, std::move(owned));
   levels.Admit(0, {.priority = 9, .keep_priority_for = Seconds(1), .now = Seconds(0)});
   levels.EndPriority(0, {.priority = 9}, false);
   EXPECT_EQ(high.removed, RemoveReason::kOtherPriority);
