@@ -14,20 +14,20 @@
 
 namespace kvcache {
 
-// What policies made of queues have in common: lists of slots, each slot in at most one of them, in
-// the order in which they were appended, and for each queue the first slot that may go.
+// Lists of slots, each slot in at most one of them, in the order in which they were appended, and
+// for each list the first slot that may go. Policies that are made of queues stand on it.
 //
 // A parked slot keeps its place and is not offered; unparked, it is offered at that place again.
 // Slots have a class, from 0 to kClasses - 1: of those in a queue, the lowest class is offered
-// first, and within a class who came first.
+// first, and within a class the slot that came first.
 //
 // Each queue has a hand, for policies that look at their slots one after the other: it stands on a
-// slot, or behind the last one, and goes forward only. What is appended when the hand is behind the
-// last slot comes under it.
+// slot, or behind the last one, and goes forward only. A slot that is appended when the hand is
+// behind the last one comes under it.
 //
-// O(1) amortised. O(log n) is what it costs to let a slot back in, by Unpark or SetClass, at a
-// place that First has passed already: these wait in a heap. Only SetMaxSlots allocates: 16 bytes
-// for each slot and 20 more for each queue. Not thread-safe. Calls that break a REQUIRES abort.
+// Costs: every call is O(1) amortised, but Unpark and SetClass are O(log n) for a slot that First
+// has passed already: such slots wait in a heap. Only SetMaxSlots allocates: 16 bytes for each slot
+// and 20 more for each queue. Not thread-safe. Calls that break a REQUIRES abort.
 template <size_t kQueues, size_t kClasses = 1>
 class SlotQueues {
  public:
@@ -53,7 +53,8 @@ class SlotQueues {
     if (slot < nodes_.size()) __builtin_prefetch(&nodes_[slot], 1);
   }
   void PrefetchNeighbours(Slot slot) const {
-    const Node& node = NodeOf(slot);
+    if (slot >= nodes_.size()) return;
+    const Node& node = nodes_[slot];
     if (node.before != kNoSlot) __builtin_prefetch(&nodes_[node.before], 1);
     if (node.after != kNoSlot) __builtin_prefetch(&nodes_[node.after], 1);
   }
@@ -73,10 +74,13 @@ class SlotQueues {
 
   // To the end of a queue; a parked slot stays parked.
   void Move(size_t queue, Slot slot, size_t cls = 0) {
-    const bool parked = NodeOf(slot).parked;
     Unlink(slot);
-    nodes_[slot] = Node();
-    nodes_[slot].parked = parked;
+    Link(queue, slot, cls, nodes_[slot].parked);
+  }
+
+  // To the end of a queue, where it is offered, also when it was parked.
+  void Renew(size_t queue, Slot slot, size_t cls = 0) {
+    Unlink(slot);
     Link(queue, slot, cls);
   }
 
@@ -187,13 +191,14 @@ class SlotQueues {
     node.returned = 0;
   }
 
-  void Link(size_t queue, Slot slot, size_t cls) {
-    Node& node = nodes_[slot];
+  void Link(size_t queue, Slot slot, size_t cls, bool parked = false) {
     Queue& q = queues_[queue];
-    node.sequence = ++sequence_;
-    node.queue = queue;
-    node.cls = cls;
-    node.before = q.last;
+    nodes_[slot] = {.sequence = ++sequence_,
+                    .queue = queue,
+                    .cls = cls,
+                    .parked = parked,
+                    .before = q.last,
+                    .after = kNoSlot};
     if (q.last != kNoSlot) nodes_[q.last].after = slot;
     q.last = slot;
     if (q.hand == kNoSlot) q.hand = slot;

@@ -18,6 +18,8 @@ constexpr size_t kAgain = 1;
 
 // Ghosts may exceed the limit from an eviction to the next Admit.
 constexpr size_t kSpareGhosts = 64;
+// At most so many are forgotten in one call: after a Resize there may be any number too many.
+constexpr int kForgottenAtOnce = 256;
 
 class ArcPolicy final : public EvictionPolicy {
  public:
@@ -104,8 +106,7 @@ class ArcPolicy final : public EvictionPolicy {
     for (Slot slot : slots) {
       bytes_[queues_.QueueOf(slot)] -= entries_[slot].bytes;
       bytes_[kAgain] += entries_[slot].bytes;
-      queues_.Remove(slot);
-      queues_.Append(kAgain, slot);
+      queues_.Renew(kAgain, slot);
     }
   }
 
@@ -129,10 +130,11 @@ class ArcPolicy final : public EvictionPolicy {
   void ForgetSome() {
     const auto once = [&] { return static_cast<double>(bytes_[kOnce] + ghosts_.bytes(kOnce)); };
     const auto again = [&] { return static_cast<double>(bytes_[kAgain] + ghosts_.bytes(kAgain)); };
-    while (once() > capacity_ && ghosts_.oldest(kOnce) != kNoGhost) {
+    int left = kForgottenAtOnce;
+    while (once() > capacity_ && ghosts_.oldest(kOnce) != kNoGhost && left-- > 0) {
       ghosts_.Erase(ghosts_.oldest(kOnce));
     }
-    while (once() + again() > 2 * capacity_ && ghosts_.oldest(kAgain) != kNoGhost) {
+    while (once() + again() > 2 * capacity_ && ghosts_.oldest(kAgain) != kNoGhost && left-- > 0) {
       ghosts_.Erase(ghosts_.oldest(kAgain));
     }
   }

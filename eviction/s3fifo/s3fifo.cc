@@ -19,6 +19,8 @@ constexpr size_t kSmallShare = 10;   // one of so many bytes
 constexpr uint8_t kHitsToMain = 2;   // from the small queue
 constexpr uint8_t kMostHits = 3;     // that count
 constexpr size_t kSpareGhosts = 64;  // from an eviction to the next Admit
+// At most so many are forgotten in one call: after a Resize there may be any number too many.
+constexpr int kForgottenAtOnce = 256;
 
 // Classes within the small queue; within the main queue the class is the number of hits.
 constexpr size_t kCold = 0;
@@ -44,7 +46,10 @@ class S3FifoPolicy final : public EvictionPolicy {
     if (ghost != kNoGhost) ghosts_.Erase(ghost);
     entries_[slot] = {.key_hash = info.key_hash, .bytes = info.bytes, .hits = 0};
     bytes_[queue] += info.bytes;
-    while (ghosts_.bytes(0) > capacity_ - SmallBytes(capacity_)) ghosts_.Erase(ghosts_.oldest(0));
+    const size_t most_ghosts = capacity_ - SmallBytes(capacity_);
+    for (int left = kForgottenAtOnce; ghosts_.bytes(0) > most_ghosts && left > 0; --left) {
+      ghosts_.Erase(ghosts_.oldest(0));
+    }
   }
 
   void Touch(absl::Span<const Slot> slots, const Run& /*run*/) override {
@@ -62,7 +67,7 @@ class S3FifoPolicy final : public EvictionPolicy {
     const size_t queue = queues_.QueueOf(slot);
     queues_.Remove(slot);
     bytes_[queue] -= entry.bytes;
-    // What leaves the main queue had its chance.
+    // Blocks that leave the main queue are not remembered.
     if (reason == RemoveReason::kEvicted && queue == kSmall) {
       ghosts_.Add(0, entry.key_hash, entry.bytes);
     }
@@ -139,7 +144,7 @@ class S3FifoPolicy final : public EvictionPolicy {
     queues_.Move(kMain, slot);
   }
 
-  // What the eviction of this block does to those in front of it.
+  // Moves the blocks in front of `victim` as its eviction moves them.
   void PassUpTo(Slot victim) {
     const bool in_small = queues_.QueueOf(victim) == kSmall;
     if (in_small ? !queues_.IsBehindHand(victim) : !MainGoesFirst()) {
