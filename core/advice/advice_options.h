@@ -14,7 +14,7 @@ namespace kvcache {
 // Asks the running cache how many blocks it would hit with other capacities and policies: it keeps,
 // of a sample of the keys, simulations of those (CacheStats::advice). Default: none, at no cost.
 struct AdviceOptions {
-  // Multiples of the capacity, each once, more than 0 and at most kHighestAdvisedCapacity: 2 is
+  // Multiples of the capacity, each once, more than 0 and at most kMostTimesCapacity: 2 is
   // twice the memory, and twice max_blocks. 1 under the cache's own policy says how good the advice
   // is, since the cache measures that itself. None: no advice.
   std::vector<double> capacities = {};
@@ -30,7 +30,7 @@ struct AdviceOptions {
 };
 
 inline constexpr size_t kMostAdvice = 64;
-inline constexpr double kHighestAdvisedCapacity = 1000;
+inline constexpr double kMostTimesCapacity = 1000;
 inline constexpr double kHighestSamplingRate = 0.05;
 
 }  // namespace kvcache

@@ -37,10 +37,10 @@ uint64_t Spread(uint64_t number) {
 absl::Status Advisor::Check(const AdviceOptions& options, const EvictionPolicy& policy) {
   const auto& capacities = options.capacities;
   for (auto it = capacities.begin(); it != capacities.end(); ++it) {
-    if (!(*it > 0 && *it <= kHighestAdvisedCapacity)) {
+    if (!(*it > 0) || *it > kMostTimesCapacity) {
       return absl::InvalidArgumentError(absl::StrCat("advice.capacities[", it - capacities.begin(),
                                                      "]: ", *it, ", expected more than 0, at most ",
-                                                     kHighestAdvisedCapacity));
+                                                     kMostTimesCapacity));
     }
     if (std::find(capacities.begin(), it, *it) != it) {
       return absl::InvalidArgumentError(absl::StrCat("advice.capacities: ", *it, " twice"));

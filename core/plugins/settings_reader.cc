@@ -1,6 +1,7 @@
 #include "kvcache/core/plugins/settings_reader.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -42,7 +43,9 @@ void SettingsReader::Number(absl::string_view name, size_t* value) {
 }
 
 void SettingsReader::Number(absl::string_view name, double* value) {
-  ReadNumber(name, [value](const std::string& text) { return absl::SimpleAtod(text, value); });
+  ReadNumber(name, [value](const std::string& text) {
+    return absl::SimpleAtod(text, value) && std::isfinite(*value);
+  });
 }
 
 absl::Status SettingsReader::Finish() const {

@@ -33,7 +33,7 @@ class SettingsReader {
   void Number(absl::string_view name, int* value);
   void Number(absl::string_view name, std::optional<int>* value);
   void Number(absl::string_view name, size_t* value);
-  void Number(absl::string_view name, double* value);
+  void Number(absl::string_view name, double* value);  // finite
   // ... or one of these.
   template <typename Enum>
   void Choice(absl::string_view name,

@@ -58,11 +58,9 @@ TEST(SettingsReaderTest, SetsWhatThereIs) {
 }
 
 TEST(SettingsReaderTest, NamesTheFirstThatIsWrong) {
-  const Settings wrong[] = {{{"number", "1.5"}},
-                            {{"number", "99999999999"}},
-                            {{"maybe", ""}},
-                            {{"size", "-1"}},
-                            {{"share", "half"}}};
+  const Settings wrong[] = {{{"number", "1.5"}}, {{"number", "99999999999"}}, {{"maybe", ""}},
+                            {{"size", "-1"}},    {{"share", "half"}},         {{"share", "nan"}},
+                            {{"share", "-inf"}}, {{"share", "1e999"}}};
   for (const Settings& settings : wrong) {
     const absl::Status status = Read(settings);
     EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;

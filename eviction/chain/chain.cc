@@ -241,17 +241,17 @@ class ChainPolicy final : public EvictionPolicy {
   }
 
   static double CostPerByte(const EntryInfo& info) {
-    return info.recompute_cost / static_cast<double>(std::max<size_t>(info.bytes, 1));
+    return info.CostOr(0) / static_cast<double>(std::max<size_t>(info.bytes, 1));
   }
 
   uint8_t WorthOf(const EntryInfo& info) const {
-    if (info.recompute_cost <= 0 || mean_cost_per_byte_ == 0) return chain::kUsualWorth;
+    if (info.CostOr(0) == 0 || mean_cost_per_byte_ == 0) return chain::kUsualWorth;
     const double worth = CostPerByte(info) / mean_cost_per_byte_;
     return worth < M_SQRT1_2 ? 0 : worth < M_SQRT2 ? 1 : 2;
   }
 
   void LearnWorth(const EntryInfo& info) {
-    if (info.recompute_cost <= 0) return;
+    if (info.CostOr(0) == 0) return;
     costs_ = std::min(costs_ + 1, kMeanPrompts);
     mean_cost_per_byte_ += (CostPerByte(info) - mean_cost_per_byte_) / costs_;
   }

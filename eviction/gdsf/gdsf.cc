@@ -25,8 +25,7 @@ class GdsfPolicy final : public EvictionPolicy {
     Settle();
     KVCACHE_CHECK(slot < entries_.size() && entries_[slot].worth == 0, "slot ", slot,
                   " is out of range or known already");
-    const double cost = info.recompute_cost > 0 ? info.recompute_cost : 1;
-    entries_[slot].worth = cost / static_cast<double>(std::max<size_t>(info.bytes, 1));
+    entries_[slot].worth = info.CostOr(1) / static_cast<double>(std::max<size_t>(info.bytes, 1));
     Use(slot);
   }
 

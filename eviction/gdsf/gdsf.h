@@ -12,11 +12,11 @@ namespace kvcache {
 //   clock at its last use + uses x recompute_cost / bytes
 //
 // and of equals the one that was used the longest ago. The clock is the value of the last block
-// that was given up, so what is not used any more loses its worth. A block's put is its first use;
-// a recompute_cost of 0, which means unknown, counts as 1 second. Give a cost for all blocks or for
-// none.
+// that was given up, so a block that is not used any more loses its worth. A block's put is its
+// first use. A recompute_cost of 0, which means unknown, counts as 1 second, and others as
+// EntryInfo::CostOr() says. Give a cost for all blocks or for none.
 //
-// Every call is O(log n), and a hit nearer to O(1). 60 bytes for each slot.
+// Costs: every call is O(log n), but a hit is nearer to O(1). 60 bytes for each slot.
 std::unique_ptr<EvictionPolicy> CreateGdsfPolicy();
 
 }  // namespace kvcache

@@ -1,15 +1,14 @@
 #include "kvcache/eviction/gdsf/gdsf.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/plugins/registry.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
@@ -53,7 +52,7 @@ TEST_F(GdsfTest, AmongEqualsTheLeastRecentlyUsedGoesFirst) {
   EXPECT_THAT(EvictAll(*policy_), ElementsAre(1, 0, 2));
 }
 
-TEST_F(GdsfTest, WhatIsNotUsedAnyMoreAges) {
+TEST_F(GdsfTest, ABlockThatIsNotUsedLosesItsWorth) {
   policy_->Admit(0, {.bytes = 1});
   policy_->Touch({0, 0}, kvcache::Run{});  // worth 3
   for (int i = 0; i < 3; ++i) {
@@ -63,13 +62,36 @@ TEST_F(GdsfTest, WhatIsNotUsedAnyMoreAges) {
   }
 }
 
-TEST_F(GdsfTest, WhatIsErasedDoesNotMoveTheClock) {
+TEST_F(GdsfTest, AnErasedBlockDoesNotMoveTheClock) {
   policy_->Admit(0, {.bytes = 1});
   policy_->Admit(1, {.bytes = 10});
   policy_->Remove(0, RemoveReason::kErased);
   policy_->Admit(2, {.bytes = 20});
   EXPECT_THAT(EvictAll(*policy_), ElementsAre(2, 1));
 }
+
+// Costs of which a single one must not decide for ever what is worth keeping.
+class GdsfCostTest : public testing::TestWithParam<double> {};
+
+TEST_P(GdsfCostTest, OnceSuchBlocksHaveGoneCostsCountAsBefore) {
+  const std::unique_ptr<EvictionPolicy> policy = CreateGdsfPolicy();
+  policy->SetLimits(8, 8);
+  for (Slot slot : {0, 1}) {
+    policy->Admit(slot, {.bytes = 64, .recompute_cost = GetParam()});
+    policy->Touch({slot, slot, slot}, kvcache::Run{});
+  }
+  EXPECT_THAT(EvictAll(*policy), ElementsAre(0, 1));
+  policy->Admit(2, {.bytes = 64, .recompute_cost = 3600});
+  policy->Admit(3, {.bytes = 64, .recompute_cost = 0.002});
+  policy->Admit(4, {.bytes = 64, .recompute_cost = 0.001});
+  EXPECT_THAT(EvictAll(*policy), ElementsAre(4, 3, 2));
+}
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+INSTANTIATE_TEST_SUITE_P(Costs, GdsfCostTest,
+                         testing::Values(kInfinity, -kInfinity, std::nan(""), -1.0,
+                                         std::numeric_limits<double>::max(), 1e18,
+                                         std::numeric_limits<double>::denorm_min()));
 
 // The model: the definition, looked at for all blocks in each call.
 TEST(GdsfModelTest, AgreesAfterEachOfManyCalls) {
@@ -132,14 +154,6 @@ TEST(GdsfModelTest, AgreesAfterEachOfManyCalls) {
     ASSERT_EQ(policy->Victim({}).slot, first == nullptr ? kNoSlot : first->slot)
         << "call " << i << ": " << call;
   }
-}
-
-TEST(GdsfRegisterTest, IsRegisteredWithoutSettings) {
-  absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy = MakePolicy("gdsf");
-  ASSERT_TRUE(policy.ok()) << policy.status();
-  EXPECT_STREQ((*policy)->name(), "gdsf");
-  EXPECT_EQ(MakePolicy("gdsf", {{"speed", "high"}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

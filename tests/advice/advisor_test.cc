@@ -405,11 +405,18 @@ std::string ErrorOf(AdviceOptions advice) {
 
 TEST(CacheAdviceTest, OptionsThatMakeNoSenseAreNamedWithTheirValues) {
   EXPECT_EQ(ErrorOf({.capacities = {0.5, 1, 2}}), "");
-  EXPECT_EQ(ErrorOf({.capacities = {1, 0}}), "advice.capacities[1]: 0, expected more than 0, at most 1000");
+  EXPECT_EQ(ErrorOf({.capacities = {1, 0}}),
+            "advice.capacities[1]: 0, expected more than 0, at most 1000");
   EXPECT_THAT(ErrorOf({.capacities = {-1}}), HasSubstr("advice.capacities[0]: -1"));
   EXPECT_THAT(ErrorOf({.capacities = {std::nan("")}}), HasSubstr("advice.capacities[0]: nan"));
   EXPECT_THAT(ErrorOf({.capacities = {std::numeric_limits<double>::infinity()}}),
               HasSubstr("advice.capacities[0]: inf"));
+  EXPECT_EQ(ErrorOf({.capacities = {kMostTimesCapacity}}), "");
+  EXPECT_THAT(ErrorOf({.capacities = {1e300}}), HasSubstr("advice.capacities[0]: 1e+300"));
+  for (double rate : {std::nan(""), std::numeric_limits<double>::infinity(), -0.01, 1e300}) {
+    EXPECT_THAT(ErrorOf({.capacities = {1}, .sampling_rate = rate}),
+                HasSubstr(absl::StrCat("advice.sampling_rate: ", rate, ", expected")));
+  }
   EXPECT_EQ(ErrorOf({.capacities = {2, 2}}), "advice.capacities: 2 twice");
   EXPECT_THAT(ErrorOf({.capacities = {1}, .sampling_rate = 0.06}),
               HasSubstr("advice.sampling_rate: 0.06"));

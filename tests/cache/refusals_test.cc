@@ -285,7 +285,7 @@ TEST_F(NumbersTest, EveryDoubleIsTakenOrRefusedAsItsOptionSays) {
   };
   const DoubleOption options[] = {
       {"AdviceOptions::capacities",
-       [](double value) { return value > 0 && value <= kHighestAdvisedCapacity; },
+       [](double value) { return value > 0 && value <= kMostTimesCapacity; },
        [&](double value) { return advise({.capacities = {value}}); }},
       {"AdviceOptions::sampling_rate",
        [](double value) { return value > 0 && value <= kHighestSamplingRate; },
