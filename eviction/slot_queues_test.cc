@@ -52,7 +52,7 @@ TEST(SlotQueuesTest, AMovedSlotStaysParked) {
   EXPECT_EQ(queues.First(1), 5u);
 }
 
-TEST(SlotQueuesTest, WhatIsAppendedUnderAHandBehindTheLastSlotComesUnderIt) {
+TEST(SlotQueuesTest, ASlotAppendedWhileTheHandIsBehindTheLastOneComesUnderTheHand) {
   SlotQueues<1> queues;
   queues.SetMaxSlots(8);
   EXPECT_EQ(queues.hand(0), kNoSlot);

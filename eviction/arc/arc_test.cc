@@ -7,11 +7,8 @@
 #include <set>
 #include <vector>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/plugins/registry.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
@@ -124,7 +121,7 @@ class ArcTest4 : public testing::Test {
   const std::unique_ptr<EvictionPolicy> policy_ = CreateArcPolicy();
 };
 
-TEST_F(ArcTest4, WhatWasUsedOnceGoesBeforeWhatWasUsedAgain) {
+TEST_F(ArcTest4, BlocksUsedOnceGoBeforeBlocksUsedAgain) {
   for (Slot slot : {0, 1, 2, 3}) Admit(slot, 10 + slot);
   policy_->Touch({0, 2}, kvcache::Run{});
   EXPECT_THAT(EvictAll(*policy_), ElementsAre(1, 3, 0, 2));
@@ -138,7 +135,7 @@ TEST_F(ArcTest4, AGhostThatComesBackEntersAsUsedAgainAndProtectsItsList) {
   EXPECT_EQ(VictimFor(99), 2u);
 }
 
-TEST_F(ArcTest4, WhatWasErasedIsNotRemembered) {
+TEST_F(ArcTest4, AnErasedBlockIsNotRemembered) {
   for (Slot slot : {0, 1}) Admit(slot, 10 + slot);
   policy_->Remove(0, RemoveReason::kErased);
   Admit(0, 10);
@@ -165,14 +162,6 @@ TEST_F(ArcTest4, ALargeGhostMovesTheTargetByItsBytes) {
   EXPECT_EQ(VictimFor(99), 1u);  // 300 bytes used once
   Admit(5, 15);
   EXPECT_EQ(VictimFor(99), 2u);  // 400 bytes
-}
-
-TEST(ArcRegisterTest, IsRegisteredWithoutSettings) {
-  absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy = MakePolicy("arc");
-  ASSERT_TRUE(policy.ok()) << policy.status();
-  EXPECT_STREQ((*policy)->name(), "arc");
-  EXPECT_EQ(MakePolicy("arc", {{"speed", "high"}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

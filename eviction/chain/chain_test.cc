@@ -3,11 +3,8 @@
 #include <memory>
 #include <vector>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/plugins/registry.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
@@ -58,7 +55,7 @@ TEST_F(ChainTest, TheLastBlockOfARequestGoesBeforeThoseBeforeIt) {
   EXPECT_LT(std::find(order.begin(), order.end(), 1), std::find(order.begin(), order.end(), 0));
 }
 
-TEST_F(ChainTest, WhatHasComeBackOutlivesWhatIsNew) {
+TEST_F(ChainTest, ABlockThatHasComeBackOutlivesANewOne) {
   TeachThatUsedBlocksComeBack();
   Return(0, 100, 1);
   policy_->Admit(1, {.key_hash = 200, .bytes = 1});
@@ -74,7 +71,7 @@ TEST_F(ChainTest, AGhostRemembersItsUses) {
   EXPECT_THAT(EvictAll(*policy_), ElementsAre(2, 1));
 }
 
-TEST_F(ChainTest, WhatWasErasedIsForgotten) {
+TEST_F(ChainTest, AnErasedBlockIsForgotten) {
   TeachThatUsedBlocksComeBack();
   policy_->Admit(0, {.key_hash = 100, .bytes = 1});
   policy_->Remove(0, RemoveReason::kErased);
@@ -91,7 +88,7 @@ TEST_F(ChainTest, ANewcomerThatIsWorthLessThanAllIsRefused) {
       << "there is no newcomer";
 }
 
-TEST_F(ChainTest, WhatWasRefusedBeforeIsNoLongerNew) {
+TEST_F(ChainTest, ABlockThatWasRefusedBeforeIsNoLongerNew) {
   TeachThatUsedBlocksComeBack();
   for (Slot slot = 0; slot < 8; ++slot) Return(slot, 100 + slot, 1);
   const EntryInfo newcomer = {.key_hash = 999, .bytes = 1};
@@ -100,21 +97,13 @@ TEST_F(ChainTest, WhatWasRefusedBeforeIsNoLongerNew) {
   EXPECT_EQ(policy_->Victim(newcomer).kind, VictimResult::Kind::kSlot);
 }
 
-TEST_F(ChainTest, WhatIsCheapToComputeGoesFirst) {
+TEST_F(ChainTest, ABlockThatIsCheapToComputeGoesFirst) {
   for (Slot slot : {0, 1, 2}) {
     policy_->Admit(slot, {.key_hash = slot + 1u, .bytes = 100, .recompute_cost = 1});
   }
   policy_->Admit(3, {.key_hash = 9, .bytes = 100, .recompute_cost = 0.1});
   policy_->Admit(4, {.key_hash = 10, .bytes = 1000, .recompute_cost = 1});
   EXPECT_THAT(EvictAll(*policy_), ElementsAre(3, 4, 0, 1, 2));
-}
-
-TEST(ChainRegisterTest, IsRegisteredWithoutSettings) {
-  absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy = MakePolicy("chain");
-  ASSERT_TRUE(policy.ok()) << policy.status();
-  EXPECT_STREQ((*policy)->name(), "chain");
-  EXPECT_EQ(MakePolicy("chain", {{"speed", "high"}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

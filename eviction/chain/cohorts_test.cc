@@ -52,7 +52,7 @@ TEST_F(CohortsTest, OfBlocksOfAKindTheFirstUsedGoesFirst) {
   EXPECT_THAT(OrderOf(cohorts_), ElementsAre(5, 3, 9));
 }
 
-TEST_F(CohortsTest, WhatIsWorthLessGoesFirst) {
+TEST_F(CohortsTest, TheKindThatIsWorthLessGoesFirst) {
   Add(1, 0, kUsualWorth + 1);
   Add(2, 0, kUsualWorth);
   Add(3, 0, kUsualWorth - 1);
@@ -100,7 +100,7 @@ TEST_F(CohortsTest, TheOldestGhostsAreForgottenFirst) {
   EXPECT_NE(cohorts_.FindGhost(200), kNoPlace);
 }
 
-TEST_F(CohortsTest, WhatIsOlderThanAllGhostsDoesNotBecomeOne) {
+TEST_F(CohortsTest, ABlockOlderThanAllGhostsDoesNotBecomeOne) {
   const Place old = Add(1);
   for (uint32_t hash = 1; hash <= 200; ++hash) AddGhost(hash);
   cohorts_.ForgetGhosts(50);

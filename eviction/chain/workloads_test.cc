@@ -159,7 +159,7 @@ Ratios Replay(const Requests& requests) {
   return ratios;
 }
 
-TEST(WorkloadsTest, OfALoopThatDoesNotFitAsMuchIsKeptAsFits) {
+TEST(WorkloadsTest, ALoopThatDoesNotFitIsKeptAsFarAsItFits) {
   for (size_t blocks : {kBlocks * 11 / 10, kBlocks * 2, kBlocks * 5}) {
     const int rounds = 40;
     const Ratios ratios = Replay(Traffic().Loop(blocks, rounds * static_cast<int>(blocks) / 20));
@@ -178,7 +178,7 @@ TEST(WorkloadsTest, ASystemPromptOverALoopIsKept) {
   EXPECT_GT(ratios.chain, ratios.lru + 0.2);
 }
 
-TEST(WorkloadsTest, WhatIsPopularIsKeptThroughAScan) {
+TEST(WorkloadsTest, PopularPromptsAreKeptThroughAScan) {
   Traffic traffic;
   const Ratios ratios = Replay(Traffic::Mixed(traffic.Popular(500, 4'000), traffic.Scan(4'000)));
   EXPECT_GT(ratios.chain, ratios.lru + 0.1);

@@ -4,11 +4,8 @@
 #include <memory>
 #include <vector>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/plugins/registry.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
@@ -78,14 +75,6 @@ TEST(FifoModelTest, AgreesAfterEachOfManyCalls) {
     ASSERT_EQ(policy->Victim({}).slot, first == model.end() ? kNoSlot : first->slot)
         << "call " << i << ": " << call;
   }
-}
-
-TEST(FifoRegisterTest, IsRegisteredWithoutSettings) {
-  absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy = MakePolicy("fifo");
-  ASSERT_TRUE(policy.ok()) << policy.status();
-  EXPECT_STREQ((*policy)->name(), "fifo");
-  EXPECT_EQ(MakePolicy("fifo", {{"speed", "high"}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -2,11 +2,8 @@
 
 #include <memory>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/plugins/registry.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
@@ -53,14 +50,6 @@ TEST_F(LfuTest, AParkedSlotKeepsItsCount) {
   policy_->Park(1);
   policy_->Touch({1}, kvcache::Run{});
   EXPECT_THAT(EvictAll(*policy_), ElementsAre(0, 2, 1));
-}
-
-TEST(LfuRegisterTest, IsRegisteredWithoutSettings) {
-  absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy = MakePolicy("lfu");
-  ASSERT_TRUE(policy.ok()) << policy.status();
-  EXPECT_STREQ((*policy)->name(), "lfu");
-  EXPECT_EQ(MakePolicy("lfu", {{"speed", "high"}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -2,11 +2,8 @@
 
 #include <memory>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/plugins/registry.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
@@ -39,14 +36,6 @@ TEST_F(LruTest, ASlotParkedInTheMiddleComesBackToTheMiddle) {
   policy_->Park(1);
   policy_->Unpark(1);
   EXPECT_THAT(EvictAll(*policy_), ElementsAre(0, 1, 2));
-}
-
-TEST(LruRegisterTest, IsRegisteredWithoutSettings) {
-  absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy = MakePolicy("lru");
-  ASSERT_TRUE(policy.ok()) << policy.status();
-  EXPECT_STREQ((*policy)->name(), "lru");
-  EXPECT_EQ(MakePolicy("lru", {{"speed", "high"}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -7,11 +7,8 @@
 #include <set>
 #include <vector>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "kvcache/core/plugins/registry.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
@@ -155,7 +152,7 @@ TEST_F(S3FifoTest20, InTheMainQueueEachHitIsAnotherRound) {
   EXPECT_THAT(EvictAll(*policy_), ElementsAre(2, 3));
 }
 
-TEST_F(S3FifoTest20, WhatIsErasedIsNotRemembered) {
+TEST_F(S3FifoTest20, AnErasedBlockIsNotRemembered) {
   policy_->Remove(0, RemoveReason::kErased);
   Admit(0, 100);
   policy_->Touch({1, 1}, kvcache::Run{});
@@ -179,26 +176,18 @@ TEST_F(S3FifoTest20, ALeasedBlockThatIsHitTwiceAfterItsTurnGoesToTheMainQueue) {
   EXPECT_EQ(Victim(), 2u);  // 19 of 20 are in the main queue
 }
 
-TEST_F(S3FifoTest20, AnEvictionMovesWhatIsHotInFrontOfIt) {
+TEST_F(S3FifoTest20, AnEvictionMovesTheHotBlocksInFrontOfIt) {
   policy_->Touch({0, 0}, kvcache::Run{});
   Evict(1);
   Admit(1, 120);
   EXPECT_EQ(Victim(), 2u);  // 19 of 20 are in the main queue
 }
 
-TEST_F(S3FifoTest20, WhatIsFullMayBeSlotsInsteadOfBytes) {
+TEST_F(S3FifoTest20, TheSharesHoldWhenSlotsAreFullAndBytesAreNot) {
   policy_->SetLimits(30, 2000 * kBytes);
   EXPECT_EQ(Victim(), 0u);
   for (Slot slot : {0, 1}) Evict(slot);
   EXPECT_EQ(Victim(), 2u);
-}
-
-TEST(S3FifoRegisterTest, IsRegisteredWithoutSettings) {
-  absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy = MakePolicy("s3fifo");
-  ASSERT_TRUE(policy.ok()) << policy.status();
-  EXPECT_STREQ((*policy)->name(), "s3fifo");
-  EXPECT_EQ(MakePolicy("s3fifo", {{"speed", "high"}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

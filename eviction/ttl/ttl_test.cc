@@ -2,12 +2,9 @@
 
 #include <memory>
 
-#include "absl/status/status.h"
-#include "absl/status/statusor.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvcache/core/base/nanos.h"
-#include "kvcache/core/plugins/registry.h"
 #include "kvcache/core/policy/eviction_policy.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/tests/policy_conformance/policy_calls.h"
@@ -57,14 +54,6 @@ TEST_F(TtlTest, ADeadlineSetWhileParkedHoldsAfterwards) {
   EXPECT_EQ(Victim(), 1u);
   policy_->Unpark(0);
   EXPECT_EQ(Victim(), 1u);
-}
-
-TEST(TtlRegisterTest, IsRegisteredWithoutSettings) {
-  absl::StatusOr<std::unique_ptr<EvictionPolicy>> policy = MakePolicy("ttl");
-  ASSERT_TRUE(policy.ok()) << policy.status();
-  EXPECT_STREQ((*policy)->name(), "ttl");
-  EXPECT_EQ(MakePolicy("ttl", {{"speed", "high"}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -1,12 +1,17 @@
 // Priorities, under every policy.
+#include <chrono>
 #include <cstring>
+#include <functional>
+#include <future>
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvcache/backends/accounting/accounting.h"
@@ -14,15 +19,10 @@
 #include "kvcache/core/cache/cache.h"
 #include "kvcache/core/cache/cache_types.h"
 #include "kvcache/core/key/block_key.h"
+#include "kvcache/core/plugins/registry.h"
 #include "kvcache/core/policy/eviction_policy.h"
-#include "kvcache/eviction/arc/arc.h"
-#include "kvcache/eviction/chain/chain.h"
-#include "kvcache/eviction/fifo/fifo.h"
-#include "kvcache/eviction/gdsf/gdsf.h"
-#include "kvcache/eviction/lfu/lfu.h"
+#include "kvcache/core/policy/slot.h"
 #include "kvcache/eviction/lru/lru.h"
-#include "kvcache/eviction/s3fifo/s3fifo.h"
-#include "kvcache/eviction/ttl/ttl.h"
 
 namespace kvcache {
 namespace {
@@ -42,20 +42,15 @@ BlockKey Key(int i) {
   return key;
 }
 
-struct Policy {
-  const char* name;
-  std::unique_ptr<EvictionPolicy> (*create)();
-};
-
 // A cache of kBlocks blocks.
-class PriorityTest : public testing::TestWithParam<Policy> {
+class PriorityTest : public testing::TestWithParam<std::string> {
  protected:
   PriorityTest() {
     CacheOptions options;
     options.max_blocks = 64;
     options.clock = &clock_;
     cache_ = *Cache::Create(options, *CreateAccountingBackend({.capacity_bytes = kBlocks * kBlock}),
-                            GetParam().create());
+                            *MakePolicy(GetParam()));
   }
 
   absl::Status Put(int i, const PutOptions& options = {}) {
@@ -167,13 +162,55 @@ TEST_P(PriorityTest, WhatIsNoPriorityIsRefused) {
             absl::StatusCode::kInvalidArgument);
 }
 
-INSTANTIATE_TEST_SUITE_P(
-    Policies, PriorityTest,
-    testing::Values(Policy{"arc", CreateArcPolicy}, Policy{"chain", CreateChainPolicy},
-                    Policy{"fifo", CreateFifoPolicy}, Policy{"gdsf", CreateGdsfPolicy},
-                    Policy{"lfu", CreateLfuPolicy}, Policy{"lru", CreateLruPolicy},
-                    Policy{"s3fifo", CreateS3FifoPolicy}, Policy{"ttl", CreateTtlPolicy}),
-    [](const auto& info) { return std::string(info.param.name); });
+// An LRU that calls `taking_memory` where it takes memory for slots.
+class WatchedLru final : public EvictionPolicy {
+ public:
+  explicit WatchedLru(std::function<void()> taking_memory)
+      : taking_memory_(std::move(taking_memory)) {}
+
+  const char* name() const override { return "watched"; }
+  std::unique_ptr<EvictionPolicy> CreateEmpty() const override {
+    return std::make_unique<WatchedLru>(taking_memory_);
+  }
+  void SetLimits(size_t max_slots, size_t capacity_bytes) override {
+    if (std::exchange(max_slots_, max_slots) != max_slots) taking_memory_();
+    lru_->SetLimits(max_slots, capacity_bytes);
+  }
+  void Admit(Slot slot, const EntryInfo& info) override { lru_->Admit(slot, info); }
+  void Touch(absl::Span<const Slot> slots, const Run& run) override { lru_->Touch(slots, run); }
+  void Remove(Slot slot, RemoveReason reason) override { lru_->Remove(slot, reason); }
+  VictimResult Victim(const EntryInfo& incoming) override { return lru_->Victim(incoming); }
+  void Park(Slot slot) override { lru_->Park(slot); }
+  void Unpark(Slot slot) override { lru_->Unpark(slot); }
+
+ private:
+  const std::function<void()> taking_memory_;
+  const std::unique_ptr<EvictionPolicy> lru_ = CreateLruPolicy();
+  size_t max_slots_ = 0;
+};
+
+TEST(PriorityLockTest, OthersAreServedWhileAPriorityTakesItsMemory) {
+  std::unique_ptr<Cache> cache;
+  int times = 0;
+  std::vector<std::future<LookupResult>> lookups;  // outlive the lock that they may wait for
+  auto policy = std::make_unique<WatchedLru>([&] {
+    if (cache == nullptr) return;
+    ++times;
+    lookups.push_back(std::async(std::launch::async, [&] { return cache->Lookup(Key(1)); }));
+    // Only a lock that this thread holds makes it wait so long.
+    EXPECT_EQ(lookups.back().wait_for(std::chrono::seconds(20)), std::future_status::ready);
+  });
+  cache =
+      *Cache::Create({}, *CreateAccountingBackend({.capacity_bytes = 1 << 20}), std::move(policy));
+  absl::StatusOr<WriteLease> lease = cache->Reserve(Key(2), {kBlock, 1}, {.priority = 3});
+  EXPECT_TRUE(lease.ok() && lease->Commit().ok());
+  EXPECT_EQ(times, 1);
+  ASSERT_TRUE(cache->Resize(1 << 19).ok());
+  EXPECT_EQ(times, 1) << "the number of slots has not changed";
+}
+
+INSTANTIATE_TEST_SUITE_P(Policies, PriorityTest, testing::ValuesIn(PolicyNames()),
+                         [](const auto& info) { return info.param; });
 
 }  // namespace
 }  // namespace kvcache

@@ -1,6 +1,7 @@
 #include "kvcache/tests/policy_conformance/policy_conformance.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <numeric>
 #include <random>
@@ -233,6 +234,20 @@ TEST_P(PolicyConformanceTest, NewLimitsKeepTheContent) {
     known.push_back(kNewSlot);
     ASSERT_THAT(EvictAll(*policy), UnorderedElementsAreArray(known)) << calls_before << " calls";
   }
+}
+
+// A cache does that under its lock.
+TEST_P(PolicyConformanceTest, AnotherCapacityForAsManySlotsCostsTheSameWhateverTheirNumber) {
+  constexpr size_t kMany = 1 << 20;
+  const auto policy = GetParam().create();
+  const auto first = std::chrono::steady_clock::now();
+  policy->SetLimits(kMany, kMany * kBytesPerSlot);
+  const auto grown = std::chrono::steady_clock::now();
+  const size_t before = AllocationCount();
+  for (size_t i = 1; i <= 1000; ++i) policy->SetLimits(kMany, i * kBytesPerSlot);
+  EXPECT_EQ(AllocationCount(), before);
+  // One that looked at each slot would take a thousand times as long.
+  EXPECT_LT(std::chrono::steady_clock::now() - grown, 50 * (grown - first));
 }
 
 TEST_P(PolicyConformanceTest, AllocatesOnlyInSetLimits) {

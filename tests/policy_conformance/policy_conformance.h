@@ -1,19 +1,11 @@
-// What every EvictionPolicy must do, whatever its order. To join, with a target that depends on
-// this one and the policy:
+// What every EvictionPolicy must do, whatever its order. The policies of //eviction:policies are
+// tested by :conformance_test; any other joins with a target that depends on this one and the
+// policy:
 //
 //   namespace kvcache {
-//   INSTANTIATE_TEST_SUITE_P(Lru, PolicyConformanceTest,
-//                            testing::Values(PolicyUnderTest{"lru", CreateLruPolicy}));
+//   INSTANTIATE_TEST_SUITE_P(Size, PolicyConformanceTest,
+//                            testing::Values(PolicyUnderTest{"size", CreateSizePolicy}));
 //   }  // namespace kvcache
-//
-// A policy whose order can be said in a line is compared with that line, too:
-//
-//   TEST(LfuConformanceTest, AgreesWithTheModel) {
-//     ExpectSameOrder(CreateLfuPolicy, [] {
-//       return std::make_unique<ScanModel>(
-//           [](const auto& a, const auto& b) { return a.uses < b.uses; });
-//     });
-//   }
 #ifndef KVCACHE_TESTS_POLICY_CONFORMANCE_POLICY_CONFORMANCE_H_
 #define KVCACHE_TESTS_POLICY_CONFORMANCE_POLICY_CONFORMANCE_H_
 
