@@ -1,4 +1,4 @@
-// GhostLists: what a policy remembers of blocks that it gave up.
+// GhostLists: memories of blocks that a policy gave up.
 #ifndef KVCACHE_EVICTION_GHOST_LISTS_H_
 #define KVCACHE_EVICTION_GHOST_LISTS_H_
 
@@ -23,7 +23,8 @@ inline constexpr Ghost kNoGhost = 0xffffffff;
 // had. A key is in at most one list. Two keys of one hash are taken for the same: that costs a
 // wrong guess in 2^64, and nothing else.
 //
-// O(1) expected. Only SetMaxGhosts allocates: 34 bytes for each ghost. Not thread-safe.
+// Costs: O(1) expected. Only SetMaxGhosts allocates, 34 bytes for each ghost, and is O(1) unless
+// their number grows. Not thread-safe.
 template <size_t kLists>
 class GhostLists {
  public:

@@ -17,13 +17,15 @@
 
 namespace kvcache {
 
-// The first victim is the slot of the lowest rank. Every call is O(log n); a hit is nearer to O(1),
-// since what is hit often is deep in the heap already. Rank is a value with
+// The first victim is the slot of the lowest rank. Rank is a value with
 //
 //   static Rank OfNew(const EntryInfo&, uint64_t sequence);
 //   void Touch(uint64_t sequence);
 //   void SetDeadline(Nanos);
 //   bool operator<(Rank, Rank);  // total: sequences are unique and ascend with every use
+//
+// Costs: every call is O(log n), but a hit is nearer to O(1), since a slot that is hit often is
+// deep in the heap already. 20 bytes for each slot, and twice the size of a Rank.
 template <typename Rank>
 class RankedPolicy : public EvictionPolicy {
  public:

@@ -10,13 +10,14 @@
 
 namespace kvcache {
 
-// Touches that a policy has noted and will deal with before anybody asks. What it knows of a slot
-// is anywhere in memory: for many slots at once, also of many requests, the processor fetches it
-// all at the same time. So a policy's Touch() adds to the log, and settles it when it is full, as
-// every other call does first.
+// Touches that a policy has noted and deals with before it is asked for anything. The nodes of
+// slots are all over memory, so a policy that moved each slot at its hit would wait for several
+// cache misses in a row. For many slots at once, also of many requests, the processor fetches all
+// of them at the same time. So a policy's Touch() adds to the log and takes it when it is full, and
+// every other call takes it first.
 class TouchLog {
  public:
-  // Whether the log is full now, and must be taken before the next Add.
+  // Returns true when the log is full, and must be taken before the next Add.
   bool Add(Slot slot) {
     slots_[size_++] = slot;
     return size_ == slots_.size();

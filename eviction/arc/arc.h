@@ -11,11 +11,11 @@ namespace kvcache {
 //
 // Blocks used once and blocks used again are two lists, each in the order of use; the victim is the
 // first of the one or of the other, so that the list of those used once comes to a target size.
-// What was given up is remembered, up to the capacity: a block that comes back says which list was
-// too small, and moves the target.
+// Blocks that were given up are remembered, up to the capacity: one that comes back says which list
+// was too small, and moves the target.
 //
-// O(1); O(log n) only for blocks that return from a lease or lose their last child. 106
-// bytes for each slot.
+// Costs: every call is O(1), but O(log n) for a block that returns from a lease or loses its last
+// child. 106 bytes for each slot.
 std::unique_ptr<EvictionPolicy> CreateArcPolicy();
 
 }  // namespace kvcache

@@ -8,13 +8,13 @@
 namespace kvcache {
 
 // Gives up the block that is the least likely to be asked for again, for the time that it would be
-// kept. It learns these odds from the requests: how often a block has come back, after what time,
-// how long the prompt was; and it remembers blocks that have gone, 12 for each that is there in a
+// kept. It learns these odds from the requests: how often a block has come back, after how long,
+// and how long the prompt was. It remembers blocks that have gone, 12 for each that is there in a
 // small cache, 3 in a large one. Refuses a newcomer that is worth less than all that is there.
 // docs/eviction.md shows how it works, and when LRU does as well.
 //
-// Deterministic. O(1) amortised; O(log n) for blocks that return from a lease or lose their last
-// child. 165 bytes for each slot, and 0.6 MB.
+// Deterministic. Costs: every call is O(1) amortised for each block that it names, but O(log n) for
+// a block that returns from a lease or loses its last child. 165 bytes for each slot, and 0.6 MB.
 std::unique_ptr<EvictionPolicy> CreateChainPolicy();
 
 }  // namespace kvcache

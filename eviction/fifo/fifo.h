@@ -7,8 +7,10 @@
 
 namespace kvcache {
 
-// Gives up the block that was put the longest ago, however often it was used since. O(1); O(log n)
-// only for blocks that return from a lease or lose their last child. 36 bytes for each slot.
+// Gives up the block that was put the longest ago, however often it was used since.
+//
+// Costs: every call is O(1), but O(log n) for a block that returns from a lease or loses its last
+// child. 36 bytes for each slot.
 std::unique_ptr<EvictionPolicy> CreateFifoPolicy();
 
 }  // namespace kvcache

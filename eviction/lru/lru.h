@@ -8,8 +8,10 @@
 namespace kvcache {
 
 // Gives up the block that was used, or put, the longest ago. Exact: hits on all blocks count, in
-// their order. O(1); O(log n) only for blocks that return from a lease or lose their last child. 44
-// bytes for each slot.
+// their order.
+//
+// Costs: every call is O(1), but O(log n) for a block that returns from a lease or loses its last
+// child. 36 bytes for each slot.
 std::unique_ptr<EvictionPolicy> CreateLruPolicy();
 
 }  // namespace kvcache

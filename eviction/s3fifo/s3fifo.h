@@ -11,20 +11,20 @@ namespace kvcache {
 // for objects and the constants of its authors' simulator, libCacheSim: a small queue of 10 % of
 // the bytes, a main queue of 90 %, ghosts for another 90 %.
 //
-// A new block enters the small queue, unless it is remembered as a ghost: then the main queue. (So
-// it is published; a later version of the simulator fills the main queue before the first eviction,
-// which costs 0.06 of the hits of a trace of chats that barely fits.) The victim is the first of
-// the small queue that was hit less than twice, which becomes a ghost; those before it, hit more
-// often, go to the end of the main queue. When the main queue has more than its share, its first
-// block goes, if it was not hit since it last came to the front; otherwise it goes to the end with
-// one hit less, of at most 3.
+// A new block enters the small queue, or the main queue when it is remembered as a ghost. (That is
+// the published rule; a later version of the simulator fills the main queue before the first
+// eviction, which costs 0.06 of the hits of a trace of chats that barely fits.) The victim is the
+// first of the small queue that was hit less than twice, which becomes a ghost; those before it,
+// hit more often, go to the end of the main queue. When the main queue has more than its share, its
+// first block goes, if it was not hit since it last came to the front; otherwise it goes to the end
+// with one hit less, of at most 3.
 //
 // The queues change when a block is evicted, not when a victim is asked for. A block in front of
 // the evicted one that had to stay (leased, or with children) is the next to go; if it is hit, it
 // goes to the end of the main queue as if it had been hit in time.
 //
-// O(1); O(log n) only for blocks that return from a lease or lose their last child. 106 bytes for
-// each slot.
+// Costs: every call is O(1) amortised: an eviction may move the blocks in front of the victim. But
+// O(log n) for a block that returns from a lease or loses its last child. 106 bytes for each slot.
 std::unique_ptr<EvictionPolicy> CreateS3FifoPolicy();
 
 }  // namespace kvcache
