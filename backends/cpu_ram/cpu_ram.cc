@@ -7,11 +7,11 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "kvcache/backends/cpu_ram/available_memory.h"
 #include "kvcache/backends/cpu_ram/background_fault_in.h"
 #include "kvcache/backends/cpu_ram/huge_page_trial.h"
-#include "kvcache/backends/cpu_ram/memory_region.h"
 #include "kvcache/backends/cpu_ram/region_allocator.h"
+#include "kvcache/backends/host_memory/available_memory.h"
+#include "kvcache/backends/host_memory/memory_region.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/storage/extent_allocator.h"
 #include "kvcache/core/storage/host_copy.h"
@@ -114,6 +114,11 @@ class CpuRamBackend final : public StorageBackend {
 
   Transfer Read(absl::Span<const ReadOp> ops, Stream stream) override { return Run(ops, stream); }
 
+  std::optional<ExportedMemory> exported_memory() const override {
+    if (region_.fd() < 0) return std::nullopt;
+    return ExportedMemory{region_.fd(), region_.data(), region_.size()};
+  }
+
   BackendStats stats() const override {
     BackendStats stats;
     stats.facts = {{"fault_in", NameOf(fault_in_)},
@@ -209,7 +214,10 @@ absl::StatusOr<std::unique_ptr<StorageBackend>> CreateCpuRamBackend(const CpuRam
         absl::StrCat("capacity_bytes = ", options.capacity_bytes, ", but only ", available.bytes,
                      " bytes are available (", available.limit, ")"));
   }
-  absl::StatusOr<MemoryRegion> region = MemoryRegion::Reserve(allocator->capacity());
+  absl::StatusOr<MemoryRegion> region = MemoryRegion::Reserve(
+      allocator->capacity(), options.sharing == CpuRamOptions::Sharing::kExported
+                                 ? MemoryRegion::Kind::kShared
+                                 : MemoryRegion::Kind::kPrivate);
   if (!region.ok()) return region.status();
   const PageChoice pages = ChoosePages(options);
   region->AdviseHugePages(pages.huge, 0, region->size());

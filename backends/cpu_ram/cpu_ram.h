@@ -46,6 +46,15 @@ struct CpuRamOptions {
   };
   // Default: copies are faster with huge pages, but some systems give them slowly.
   HugePages huge_pages = HugePages::kAuto;
+
+  enum class Sharing {
+    kPrivate,
+    // In a memfd: exported_memory() gives it to other processes and devices. Whoever has the
+    // descriptor can read, and write, what all users have stored.
+    kExported,
+  };
+  // Default: most systems give huge pages to private memory only.
+  Sharing sharing = Sharing::kPrivate;
 };
 
 // A backend named "cpu_ram": addressable, in memory of kind kHost, extents aligned to 64 bytes. Its
@@ -57,7 +66,8 @@ struct CpuRamOptions {
 //
 // Errors: kInvalidArgument for a capacity below 64 bytes; kResourceExhausted, before any memory is
 // touched, for one above what the system or the process's control group has left (the message names
-// which); kResourceExhausted when the system cannot give what it promised.
+// which); kResourceExhausted when the system cannot give what it promised; with kExported those of
+// memfd_create(2).
 absl::StatusOr<std::unique_ptr<StorageBackend>> CreateCpuRamBackend(const CpuRamOptions& options);
 
 }  // namespace kvcache

@@ -57,6 +57,26 @@ TEST(CpuRamTest, MoreThanTheSystemHasIsRefusedWithBothValues) {
   }
 }
 
+TEST(CpuRamTest, ExportedMemoryHasEveryByteOfAnExtentAtItsOffset) {
+  const auto backend = MakeBackend("cpu_ram", size_t{3} << 20, {{"sharing", "exported"}}).value();
+  const ExportedMemory memory = backend->exported_memory().value();
+  EXPECT_EQ(memory.size, size_t{3} << 20);
+  const auto* const mapped =
+      static_cast<std::byte*>(mmap(nullptr, memory.size, PROT_READ, MAP_SHARED, memory.fd, 0));
+  ASSERT_NE(mapped, MAP_FAILED);
+  for (int i = 1; i <= 3; ++i) {
+    const Extent extent = backend->Allocate(1000 * i).value();
+    EXPECT_EQ(backend->Address(extent), memory.base + extent.offset);
+    const std::vector<std::byte> bytes(extent.size, static_cast<std::byte>(i));
+    const ConstBytes source = bytes;
+    const WriteOp op = {extent, 0, {&source, 1}, {}, 0, {}};
+    ASSERT_TRUE(backend->Write({&op, 1}, Stream::None()).Wait().ok());
+    EXPECT_EQ(std::memcmp(mapped + extent.offset, bytes.data(), bytes.size()), 0) << i;
+  }
+  munmap(const_cast<std::byte*>(mapped), memory.size);
+  EXPECT_FALSE(Make(4096)->exported_memory().has_value()) << "private memory cannot be mapped";
+}
+
 TEST(CpuRamTest, MemoryIsUsableAlsoWhenTakenAtCreate) {
   const auto backend = CreateCpuRamBackend({.capacity_bytes = 1 << 20,
                                             .fault_in = CpuRamOptions::FaultIn::kAtCreate})

@@ -5,7 +5,7 @@
 #include <cstddef>
 
 #include "absl/status/statusor.h"
-#include "kvcache/backends/cpu_ram/memory_region.h"
+#include "kvcache/backends/host_memory/memory_region.h"
 
 namespace kvcache {
 

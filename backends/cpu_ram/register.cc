@@ -8,6 +8,7 @@ namespace {
 
 using FaultIn = CpuRamOptions::FaultIn;
 using HugePages = CpuRamOptions::HugePages;
+using Sharing = CpuRamOptions::Sharing;
 
 absl::StatusOr<std::unique_ptr<StorageBackend>> Make(size_t capacity_bytes,
                                                      const Settings& settings) {
@@ -22,6 +23,8 @@ absl::StatusOr<std::unique_ptr<StorageBackend>> Make(size_t capacity_bytes,
       "huge_pages",
       {{"never", HugePages::kNever}, {"advise", HugePages::kAdvise}, {"auto", HugePages::kAuto}},
       &options.huge_pages);
+  reader.Choice("sharing", {{"private", Sharing::kPrivate}, {"exported", Sharing::kExported}},
+                &options.sharing);
   if (absl::Status status = reader.Finish(); !status.ok()) return status;
   return CreateCpuRamBackend(options);
 }

@@ -11,7 +11,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "kvcache/backends/cpu_ram/available_memory.h"
+#include "kvcache/backends/host_memory/available_memory.h"
 
 namespace kvcache {
 

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -29,6 +30,14 @@ struct BackendTraits {
   size_t capacity_bytes = 0;
   // Offsets and sizes of extents are multiples of this power of two.
   size_t alignment = 64;
+};
+
+// The memory of a backend as another process, a device or a network adapter can map it, once: byte
+// `i` of an extent is byte extent.offset + i of the file and of the memory at `base`.
+struct ExportedMemory {
+  int fd = -1;                // the backend's, open as long as it lives; dup() it to keep it
+  std::byte* base = nullptr;  // where this process has it
+  size_t size = 0;
 };
 
 // Gathers `source`, in order, into the extent from `offset` on.
@@ -126,6 +135,9 @@ class StorageBackend {
   // the callback of an earlier call and returns when that is not running, so a callback must not
   // call it; nullptr: none. FailureLatch does all of this. This implementation never fails.
   virtual void OnFailure(std::function<void(const absl::Status&)> callback) {}
+
+  // nullopt for media that cannot be mapped, and for backends that were not asked to make it so.
+  virtual std::optional<ExportedMemory> exported_memory() const { return std::nullopt; }
 
   // What the backend says of itself: its own figures, for Cache::stats(). Never blocks for long.
   virtual BackendStats stats() const { return {}; }

@@ -1,4 +1,4 @@
-#include "kvcache/backends/cpu_ram/available_memory.h"
+#include "kvcache/backends/host_memory/available_memory.h"
 
 #include <filesystem>
 #include <fstream>

@@ -1,5 +1,5 @@
-#ifndef KVCACHE_BACKENDS_CPU_RAM_AVAILABLE_MEMORY_H_
-#define KVCACHE_BACKENDS_CPU_RAM_AVAILABLE_MEMORY_H_
+#ifndef KVCACHE_BACKENDS_HOST_MEMORY_AVAILABLE_MEMORY_H_
+#define KVCACHE_BACKENDS_HOST_MEMORY_AVAILABLE_MEMORY_H_
 
 #include <cstddef>
 #include <optional>
@@ -28,4 +28,4 @@ AvailableMemory ReadAvailableMemory(std::optional<int> numa_node = std::nullopt,
 
 }  // namespace kvcache
 
-#endif  // KVCACHE_BACKENDS_CPU_RAM_AVAILABLE_MEMORY_H_
+#endif  // KVCACHE_BACKENDS_HOST_MEMORY_AVAILABLE_MEMORY_H_

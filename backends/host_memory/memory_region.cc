@@ -1,5 +1,6 @@
-#include "kvcache/backends/cpu_ram/memory_region.h"
+#include "kvcache/backends/host_memory/memory_region.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -39,7 +40,7 @@ int Populate(std::byte* data, size_t size) {
 
 }  // namespace
 
-absl::StatusOr<MemoryRegion> MemoryRegion::Reserve(size_t bytes) {
+absl::StatusOr<MemoryRegion> MemoryRegion::Reserve(size_t bytes, Kind kind) {
   if (bytes == 0) return absl::InvalidArgumentError("a memory region of 0 bytes");
   if (bytes > std::numeric_limits<size_t>::max() / 2) {
     return absl::ResourceExhaustedError(absl::StrCat("no addresses for bytes = ", bytes));
@@ -54,26 +55,46 @@ absl::StatusOr<MemoryRegion> MemoryRegion::Reserve(size_t bytes) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(mapping);
   const size_t skipped = (kHugePage - address % kHugePage) % kHugePage;
   std::byte* const data = static_cast<std::byte*>(mapping) + skipped;
+  MemoryRegion region(mapping, mapping_size, data, bytes);
+  if (kind == Kind::kShared) {
+    if (absl::Status status = region.Share(); !status.ok()) return status;
+  }
   madvise(data, bytes, MADV_DONTDUMP);  // a wish
-  return MemoryRegion(mapping, mapping_size, data, bytes);
+  return region;
+}
+
+absl::Status MemoryRegion::Share() {
+  fd_ = memfd_create("kvcache", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+  // Nobody who maps it can take pages away from under it, or put more memory behind it.
+  if (fd_ < 0 || ftruncate(fd_, static_cast<off_t>(size_)) != 0 ||
+      fcntl(fd_, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0 ||
+      mmap(data_, size_, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fd_, 0) ==
+          MAP_FAILED ||
+      madvise(data_, size_, MADV_DONTFORK) != 0) {
+    return absl::ErrnoToStatus(errno, absl::StrCat("a memfd of bytes = ", size_));
+  }
+  return absl::OkStatus();
 }
 
 MemoryRegion::MemoryRegion(MemoryRegion&& other) noexcept
     : mapping_(std::exchange(other.mapping_, nullptr)),
       mapping_size_(other.mapping_size_),
       data_(other.data_),
-      size_(other.size_) {}
+      size_(other.size_),
+      fd_(std::exchange(other.fd_, -1)) {}
 
 MemoryRegion& MemoryRegion::operator=(MemoryRegion&& other) noexcept {
   std::swap(mapping_, other.mapping_);
   std::swap(mapping_size_, other.mapping_size_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
+  std::swap(fd_, other.fd_);
   return *this;
 }
 
 MemoryRegion::~MemoryRegion() {
   if (mapping_ != nullptr) munmap(mapping_, mapping_size_);
+  if (fd_ >= 0) close(fd_);
 }
 
 void MemoryRegion::AdviseHugePages(bool huge, size_t offset, size_t size) const {

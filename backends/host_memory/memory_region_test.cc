@@ -1,4 +1,4 @@
-#include "kvcache/backends/cpu_ram/memory_region.h"
+#include "kvcache/backends/host_memory/memory_region.h"
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -117,10 +117,32 @@ TEST(MemoryRegionTest, MovingKeepsTheAddress) {
   EXPECT_EQ(third.data()[0], std::byte{0});
 }
 
+TEST(MemoryRegionTest, ASharedRegionIsAFileThatKeepsItsSizeAndIsNotInherited) {
+  MemoryRegion first = MemoryRegion::Reserve(3 * kMiB + 64, MemoryRegion::Kind::kShared).value();
+  const MemoryRegion region = std::move(first);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(region.data()) % (2 * kMiB), 0u);
+  region.data()[3 * kMiB] = std::byte{5};
+  ASSERT_TRUE(region.FaultIn(0, region.size()).ok());
+  std::byte last{};
+  EXPECT_EQ(pread(region.fd(), &last, 1, 3 * kMiB), 1);
+  EXPECT_EQ(last, std::byte{5});
+  EXPECT_EQ(ftruncate(region.fd(), 64), -1);
+  EXPECT_EQ(ftruncate(region.fd(), 4 * kMiB), -1);
+  EXPECT_EQ(fcntl(region.fd(), F_ADD_SEALS, F_SEAL_WRITE), -1) << "nobody can make it read-only";
+  EXPECT_EQ(fcntl(region.fd(), F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
+  EXPECT_EQ(MemoryRegion::Reserve(kMiB)->fd(), -1);
+  // A child that wrote would write into what its parent stores.
+  EXPECT_DEATH(region.data()[0] = std::byte{1}, "");
+  EXPECT_EQ(region.data()[0], std::byte{0});
+}
+
 TEST(MemoryRegionTest, RefusesSizesThatCannotBe) {
   EXPECT_EQ(MemoryRegion::Reserve(0).status().code(), absl::StatusCode::kInvalidArgument);
   for (const size_t bytes : {std::numeric_limits<size_t>::max(), size_t{1} << 62}) {
-    EXPECT_EQ(MemoryRegion::Reserve(bytes).status().code(), absl::StatusCode::kResourceExhausted);
+    for (const auto kind : {MemoryRegion::Kind::kPrivate, MemoryRegion::Kind::kShared}) {
+      EXPECT_EQ(MemoryRegion::Reserve(bytes, kind).status().code(),
+                absl::StatusCode::kResourceExhausted);
+    }
   }
 }
 
