@@ -2,6 +2,7 @@
 
 #include <openssl/sha.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstddef>
 #include <limits>
@@ -26,8 +27,10 @@ enum Tag : uint8_t {
   kTenant = 4,
   kShard = 5,
   kLayout = 6,
+  kGroup = 7,
   kText = 16,
   kExtra = 17,
+  kItem = 18,
 };
 
 // A sink of the bytes of a pre-image: hashes them. A block of up to 100 tokens is collected and
@@ -118,14 +121,18 @@ auto Root(Sink sink, const Namespace& ns) {
   AppendFrame(sink, kLayout, sizeof(enums) + sizeof(sizes));
   sink.Append(enums, sizeof(enums));
   sink.Append(sizes, sizeof(sizes));
+
+  AppendFrame(sink, kGroup, sizeof(ns.group));
+  AppendInteger(sink, ns.group);
   return sink.Finish();
 }
 
 template <typename Sink>
-auto Text(Sink sink, const BlockKey& root, absl::string_view text) {
+auto Text(Sink sink, const BlockKey& root, absl::string_view text, absl::string_view extra) {
   sink.Append(root.bytes.data(), root.bytes.size());
   AppendInteger(sink, kTextMark);
   AppendFramed(sink, kText, text);
+  AppendFramed(sink, kExtra, extra);
   return sink.Finish();
 }
 
@@ -198,9 +205,10 @@ absl::StatusOr<BlockKey> RootKey(const Namespace& ns) {
   return Root(HashingSink(), ns);
 }
 
-absl::StatusOr<BlockKey> TextKey(const BlockKey& root, absl::string_view text) {
+absl::StatusOr<BlockKey> TextKey(const BlockKey& root, absl::string_view text,
+                                 absl::string_view extra) {
   if (text.empty()) return absl::InvalidArgumentError("text is empty");
-  return Text(HashingSink(), root, text);
+  return Text(HashingSink(), root, text, extra);
 }
 
 absl::StatusOr<BlockKey> TokenBlockKey(const BlockKey& parent, absl::Span<const int32_t> tokens,
@@ -233,12 +241,43 @@ absl::Status ChainKeys(BlockKey parent, absl::Span<const int32_t> tokens, uint32
   return absl::OkStatus();
 }
 
+absl::Status ValidateItems(absl::Span<const PromptItem> items) {
+  for (size_t i = 0; i < items.size(); ++i) {
+    const char* wrong = items[i].tokens == 0      ? "no tokens"
+                        : items[i].digest.empty() ? "no digest"
+                        : i > 0 && items[i].first_token < items[i - 1].first_token
+                            ? "a first_token before that of the item before it"
+                            : nullptr;
+    if (wrong != nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat("items[", i, "] has ", wrong));
+    }
+  }
+  return absl::OkStatus();
+}
+
+std::string BlockExtra(absl::Span<const PromptItem> items, uint32_t first_token, uint32_t tokens) {
+  StringSink sink;
+  const auto begins_before = [](const PromptItem& item, uint64_t token) {
+    return item.first_token < token;
+  };
+  const auto first =
+      std::lower_bound(items.begin(), items.end(), uint64_t{first_token}, begins_before);
+  const auto end =
+      std::lower_bound(first, items.end(), uint64_t{first_token} + tokens, begins_before);
+  for (const PromptItem& item : absl::MakeSpan(first, end)) {
+    AppendInteger(sink, item.first_token - first_token);
+    AppendInteger(sink, item.tokens);
+    AppendFramed(sink, kItem, item.digest);
+  }
+  return sink.Finish();
+}
+
 namespace internal {
 
 std::string RootPreimage(const Namespace& ns) { return Root(StringSink(), ns); }
 
-std::string TextPreimage(const BlockKey& root, absl::string_view text) {
-  return Text(StringSink(), root, text);
+std::string TextPreimage(const BlockKey& root, absl::string_view text, absl::string_view extra) {
+  return Text(StringSink(), root, text, extra);
 }
 
 std::string TokenBlockPreimage(const BlockKey& parent, absl::Span<const int32_t> tokens,

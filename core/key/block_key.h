@@ -84,6 +84,9 @@ struct Namespace {
   std::string tenant = {};   // a salt that keeps tenants apart; empty: shared by all
   Shard shard = {};
   KvLayout layout = {};
+  // Layers of one model that keep other K/V than the rest are another group: those with a page
+  // table of their own, a sliding window, or a state. 0 where there is only one.
+  uint32_t group = 0;
 
   // kInvalidArgument, naming the field and the values, unless: the layout is valid; the shard has
   // layers and heads, all within its totals; and, if the layout is not opaque, as many layers and
@@ -93,15 +96,18 @@ struct Namespace {
   friend bool operator==(const Namespace&, const Namespace&) = default;
 };
 
-// The functions below are pure and safe to call from any thread; all but ChainKeys() allocate
-// nothing when they succeed.
+// The functions below are pure and safe to call from any thread; all but ChainKeys() and
+// BlockExtra() allocate nothing when they succeed.
 
 // The key at the start of every chain of a namespace; it names no block itself. Errors: those of
 // Namespace::Validate().
 absl::StatusOr<BlockKey> RootKey(const Namespace& ns);
 
-// The key of a whole prefix that is known as text. kInvalidArgument when the text is empty.
-absl::StatusOr<BlockKey> TextKey(const BlockKey& root, absl::string_view text);
+// The key of a whole prefix that is known as text. `extra` is a digest, of any length, of what the
+// text does not say (the image that it speaks of); empty when there is nothing to say.
+// kInvalidArgument when the text is empty.
+absl::StatusOr<BlockKey> TextKey(const BlockKey& root, absl::string_view text,
+                                 absl::string_view extra = {});
 
 // The key of a block of tokens that follows the block `parent`, or the root. `extra` is a digest,
 // of any length, of what the ids do not say (the image behind a placeholder token); empty when
@@ -118,11 +124,29 @@ absl::Status ChainKeys(BlockKey parent, absl::Span<const int32_t> tokens, uint32
                        std::vector<BlockKey>* keys,
                        absl::Span<const absl::string_view> extras = {});
 
+// What stands in a prompt without being said by its ids: an image, a sound or an embedding behind
+// placeholder tokens. A view.
+struct PromptItem {
+  uint32_t first_token = 0;  // in the prompt
+  uint32_t tokens = 0;       // placeholders; at least 1
+  // Of the content, and of whatever else determines its K/V (how it was scaled and cut). Not empty.
+  absl::string_view digest = {};
+};
+
+// kInvalidArgument, naming the item, unless the items are in the order of their first tokens, and
+// each has tokens and a digest.
+absl::Status ValidateItems(absl::Span<const PromptItem> items);
+
+// The `extra` of the block of the tokens [first_token, first_token + tokens) of a prompt: says
+// which items begin in it, and where. Those that began before are in the key of its parent. Empty
+// when none begins in it. REQUIRES: valid items.
+std::string BlockExtra(absl::Span<const PromptItem> items, uint32_t first_token, uint32_t tokens);
+
 namespace internal {
 
 // For tests of the format: the bytes that the functions above hash. REQUIRES: valid arguments.
 std::string RootPreimage(const Namespace& ns);
-std::string TextPreimage(const BlockKey& root, absl::string_view text);
+std::string TextPreimage(const BlockKey& root, absl::string_view text, absl::string_view extra);
 std::string TokenBlockPreimage(const BlockKey& parent, absl::Span<const int32_t> tokens,
                                absl::string_view extra);
 

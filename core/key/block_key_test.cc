@@ -108,16 +108,16 @@ TEST(BlockKeyTest, KeysThatShareTheirHashAreStillDifferent) {
 // The specification's worked example, and one key of each kind; tests/key_vectors has many more.
 TEST(BlockKeyTest, MatchesKnownAnswers) {
   const BlockKey root = SomeRoot();
-  EXPECT_EQ(root.ToHex(), "f2590ab2f505348696dc4590c3726b39aa349a4337821114328189b9d42618d4");
+  EXPECT_EQ(root.ToHex(), "1dddb0c3ee0ee4c46eceec14f66d10408d5f2d405e2c99671e3e796c6b33110e");
   EXPECT_EQ(TextKey(root, "You are a helpful assistant.").value().ToHex(),
-            "28ad781286320c132aa8f5aaf66ee9d4a95b52fb9d71dfd39dd9cef507545ba7");
+            "eb2056721da2229363e24eae1f5c0b95a9b96f322aa183ee0db97915b73d0c36");
   std::vector<BlockKey> keys;
   const std::vector<int32_t> tokens = {128000, 9906, 1917, 0, 128001, 15339, 220, 17, 489, 220};
   ASSERT_TRUE(ChainKeys(root, tokens, 4, &keys).ok());
   ASSERT_EQ(keys.size(), 3u);
-  EXPECT_EQ(keys[0].ToHex(), "48abb5ff1338baaa66335e64ee76288d4fa11640e47efa39ce050f594c7e786f");
-  EXPECT_EQ(keys[1].ToHex(), "7351420dc26f5e22daaccf7671919334a22b435405b087bd7802f98d23024729");
-  EXPECT_EQ(keys[2].ToHex(), "22d19638da6c782f3c4fa3c660c8f6e7d4df952d104ead0feabff21b9edcd616");
+  EXPECT_EQ(keys[0].ToHex(), "725d4b8b8f617967341a3d5b2b65832c240055cabb7845a2cf6bc069d66da2fc");
+  EXPECT_EQ(keys[1].ToHex(), "b0150ba136ed6b9346335df1fd5ddbe126967158eeb8f6df1179bf23e2ba2d09");
+  EXPECT_EQ(keys[2].ToHex(), "fe5b6471e7fe54a272d9b8289bd134272ed567dbb9cbd731b4e003ea7abfd8f0");
 }
 
 TEST(RootKeyTest, EveryFieldOfTheNamespaceChangesTheKey) {
@@ -126,6 +126,7 @@ TEST(RootKeyTest, EveryFieldOfTheNamespaceChangesTheKey) {
       [](Namespace&) {},
       [](Namespace& n) { n.model += "x"; },
       [](Namespace& n) { n.revision += "x"; },
+      [](Namespace& n) { n.group = 1; },
       [](Namespace& n) { n.adapter += "x"; },
       [](Namespace& n) { n.tenant += "x"; },
       [](Namespace& n) { n.shard.first_layer = 1, n.shard.total_layers = 33; },
@@ -175,6 +176,7 @@ TEST(RootKeyTest, EveryFieldOfTheLayoutAloneChangesTheHashedBytes) {
       [](Namespace& n) { n.shard.num_layers = 1; },
       [](Namespace& n) { n.shard.first_kv_head = 1; },
       [](Namespace& n) { n.shard.num_kv_heads = 1; },
+      [](Namespace& n) { n.group = 1; },
   };
   absl::flat_hash_set<std::string> preimages;
   for (const Change& change : changes) {
@@ -232,6 +234,44 @@ TEST(TextKeyTest, EveryByteAndTheRootChangeTheKey) {
   EXPECT_EQ(keys.size(), 6u);
 }
 
+TEST(TextKeyTest, AnExtraChangesTheKey) {
+  const BlockKey root = SomeRoot();
+  EXPECT_EQ(TextKey(root, "ab", ""), TextKey(root, "ab"));
+  EXPECT_NE(TextKey(root, "ab", "x"), TextKey(root, "ab"));
+  EXPECT_NE(TextKey(root, "ab", "x"), TextKey(root, "ab", "y"));
+}
+
+TEST(PromptItemTest, ABlockIsToldOfTheItemsThatBeginInIt) {
+  const std::vector<PromptItem> items = {{3, 6, "a"}, {8, 1, "b"}, {11, 4, "c"}};
+  EXPECT_EQ(BlockExtra(items, 0, 3), "");
+  EXPECT_NE(BlockExtra(items, 0, 4), "");
+  EXPECT_EQ(BlockExtra(items, 4, 4), "") << "its parent knows";
+  EXPECT_EQ(BlockExtra(items, 8, 4), BlockExtra({{0, 1, "b"}, {3, 4, "c"}}, 0, 4));
+  EXPECT_EQ(BlockExtra(items, 12, 4), "");
+  EXPECT_EQ(BlockExtra({{~0u, 1, "a"}}, ~0u, 1), BlockExtra({{0, 1, "a"}}, 0, 1));
+}
+
+TEST(PromptItemTest, EverythingOfAnItemIsInTheExtra) {
+  absl::flat_hash_set<std::string> extras;
+  for (const std::vector<PromptItem>& items :
+       std::vector<std::vector<PromptItem>>{{{0, 2, "a"}},
+                                            {{1, 2, "a"}},
+                                            {{0, 3, "a"}},
+                                            {{0, 2, "b"}},
+                                            {{0, 2, "a"}, {2, 2, "b"}},
+                                            {{0, 2, "a"}, {2, 2, "c"}},
+                                            {{0, 2, "ab"}}}) {
+    EXPECT_TRUE(ValidateItems(items).ok());
+    EXPECT_TRUE(extras.insert(BlockExtra(items, 0, 8)).second);
+  }
+}
+
+TEST(PromptItemTest, RefusesItemsThatSayNothingOrAreOutOfOrder) {
+  ExpectRefused(ValidateItems({{0, 0, "a"}}), {"items[0]", "tokens"});
+  ExpectRefused(ValidateItems({{0, 1, "a"}, {1, 1, ""}}), {"items[1]", "digest"});
+  ExpectRefused(ValidateItems({{2, 1, "a"}, {1, 1, "b"}}), {"items[1]", "first_token"});
+}
+
 TEST(TextKeyTest, RefusesAnEmptyText) { ExpectRefused(TextKey(SomeRoot(), "").status(), {"text"}); }
 
 TEST(TokenBlockKeyTest, EveryTokenTheExtraAndTheParentChangeTheKey) {
@@ -275,7 +315,8 @@ TEST(KeyPreimageTest, KeysAreTheSha256OfThePreimage) {
     ns.revision = ns.tenant = std::string(n, 'r');
     EXPECT_EQ(RootKey(ns).value(), sha256(internal::RootPreimage(ns))) << n;
     const std::string text(n, 't');
-    EXPECT_EQ(TextKey(root, text).value(), sha256(internal::TextPreimage(root, text))) << n;
+    EXPECT_EQ(TextKey(root, text, "x").value(), sha256(internal::TextPreimage(root, text, "x")))
+        << n;
     const std::vector<int32_t> tokens(n, 12345);
     EXPECT_EQ(TokenBlockKey(root, tokens, text).value(),
               sha256(internal::TokenBlockPreimage(root, tokens, text)))
@@ -382,7 +423,8 @@ class TupleSource {
                        .layers = layers,
                        .kv_heads = heads,
                        .head_dim = 1 + Below(3),
-                       .scale_bytes_per_token = Below(3)}};
+                       .scale_bytes_per_token = Below(3)},
+            .group = Below(3)};
   }
 
   // Ids that are few, and that look like the frame that follows them.
@@ -451,8 +493,9 @@ TEST(KeyPreimageTest, NoTwoBlocksOrTextsHashTheSameBytes) {
                            const std::string& extra) {
     seen.Add(internal::TokenBlockPreimage(parent, tokens, extra), {'B', parent, "", tokens, extra});
   };
-  auto add_text = [&seen](const BlockKey& parent, const std::string& text) {
-    seen.Add(internal::TextPreimage(parent, text), {'T', parent, text, {}, ""});
+  auto add_text = [&seen, &source](const BlockKey& parent, const std::string& text) {
+    const std::string extra = source.Extra();
+    seen.Add(internal::TextPreimage(parent, text, extra), {'T', parent, text, {}, extra});
   };
   for (int i = 0; i < 50000; ++i) {
     const BlockKey& parent = parents[source.Below(3)];

@@ -17,8 +17,15 @@ def integers(numbers, size=4, signed=False):
     return b"".join(n.to_bytes(size, "little", signed=signed) for n in numbers)
 
 
-def frame(tag, data):
+def frame(tag, data=b""):
     return integers([tag], 1) + integers([len(data)], 8) + data
+
+
+def block_extra(items, first, size):
+    """The extra of a block of `size` tokens from `first` on: the items that begin in it."""
+    return b"".join(integers([item["first_token"] - first, item["tokens"]]) +
+                    frame(18, bytes.fromhex(item["digest"]))
+                    for item in items if first <= item["first_token"] < first + size)
 
 
 def keys(vector):
@@ -28,15 +35,18 @@ def keys(vector):
     fields.append(integers(vector["shard"][name] for name in SHARD))
     fields.append(integers((layout[name] for name in ("dtype", "kind", "order")), 1) +
                   integers(layout[name] for name in ("kv_heads", "head_dim", "scale_bytes_per_token")))
+    fields.append(integers([vector["group"]]))
     key = sha256(b"kvcache/1", *(frame(tag, field) for tag, field in enumerate(fields, 1)))
     yield key
+    extras = [bytes.fromhex(extra) for extra in vector.get("extras", [])]
     if "text" in vector:
-        yield sha256(key, b"T", frame(16, vector["text"].encode()))
-    for i, extra in enumerate(vector.get("extras", [])):
-        size = vector["tokens_per_block"]
-        block = vector["tokens"][i * size:(i + 1) * size]
+        yield sha256(key, b"T", frame(16, vector["text"].encode()), frame(17, *extras))
+    tokens, size = vector.get("tokens", []), vector.get("tokens_per_block", 1)
+    for i in range(0, len(tokens), size):
+        block = tokens[i:i + size]
+        extra = extras[i // size] if extras else block_extra(vector.get("items", []), i, len(block))
         key = sha256(key, b"B", integers([len(block)]), integers(block, signed=True),
-                     frame(17, bytes.fromhex(extra)))
+                     frame(17, extra))
         yield key
 
 

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -23,6 +24,11 @@ struct Vector {
     uint32_t head_dim;
     uint32_t scale_bytes_per_token;
   };
+  struct Item {
+    uint32_t first_token;
+    uint32_t tokens;
+    std::string digest;
+  };
 
   std::string name;
   std::string model;
@@ -31,10 +37,12 @@ struct Vector {
   std::string tenant;
   Shard shard;
   Layout layout;
+  uint32_t group;
   std::string text = {};
   std::vector<int32_t> tokens = {};
   uint32_t tokens_per_block = 0;
   std::vector<std::string> extras = {};
+  std::vector<Item> items = {};
   std::vector<std::string> keys;
 };
 
@@ -57,7 +65,8 @@ Namespace NamespaceOf(const Vector& v) {
                      .layers = kind == KvLayout::Kind::kOpaque ? 0 : v.shard.num_layers,
                      .kv_heads = v.layout.kv_heads,
                      .head_dim = v.layout.head_dim,
-                     .scale_bytes_per_token = v.layout.scale_bytes_per_token}};
+                     .scale_bytes_per_token = v.layout.scale_bytes_per_token},
+          .group = v.group};
 }
 
 std::string FromHex(const std::string& hex) {
@@ -72,10 +81,23 @@ std::string FromHex(const std::string& hex) {
 std::vector<std::string> KeysOf(const Vector& v) {
   const BlockKey root = RootKey(NamespaceOf(v)).value();
   std::vector<std::string> hex = {root.ToHex()};
-  if (!v.text.empty()) hex.push_back(TextKey(root, v.text).value().ToHex());
+  std::vector<std::string> extras;
+  for (const std::string& extra : v.extras) extras.push_back(FromHex(extra));
+  if (!v.text.empty()) {
+    hex.push_back(TextKey(root, v.text, extras.empty() ? "" : extras[0]).value().ToHex());
+  }
   if (!v.tokens.empty()) {
-    std::vector<std::string> extras;
-    for (const std::string& extra : v.extras) extras.push_back(FromHex(extra));
+    std::vector<PromptItem> items;
+    std::vector<std::string> digests;
+    for (const Vector::Item& item : v.items) digests.push_back(FromHex(item.digest));
+    for (size_t i = 0; i < digests.size(); ++i) {
+      items.push_back({v.items[i].first_token, v.items[i].tokens, digests[i]});
+    }
+    EXPECT_TRUE(ValidateItems(items).ok()) << v.name;
+    for (size_t i = 0; !items.empty() && i < v.tokens.size(); i += v.tokens_per_block) {
+      const size_t end = std::min<size_t>(i + v.tokens_per_block, v.tokens.size());
+      extras.push_back(BlockExtra(items, i, end - i));
+    }
     const std::vector<absl::string_view> views(extras.begin(), extras.end());
     std::vector<BlockKey> keys;
     EXPECT_TRUE(ChainKeys(root, v.tokens, v.tokens_per_block, &keys, views).ok());
