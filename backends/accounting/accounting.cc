@@ -49,7 +49,7 @@ class AccountingBackend final : public StorageBackend {
 
   const BackendTraits& traits() const override { return traits_; }
 
-  absl::StatusOr<Extent> Allocate(size_t bytes) override {
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t /*owner*/) override {
     if (bytes == 0 || bytes > traits_.capacity_bytes) {
       return absl::InvalidArgumentError(absl::StrCat("cannot allocate bytes = ", bytes,
                                                      " of capacity = ", traits_.capacity_bytes));

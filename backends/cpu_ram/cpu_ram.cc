@@ -92,8 +92,8 @@ class CpuRamBackend final : public StorageBackend {
 
   const BackendTraits& traits() const override { return traits_; }
 
-  absl::StatusOr<Extent> Allocate(size_t bytes) override {
-    absl::StatusOr<Extent> extent = allocator_.Allocate(bytes);
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner) override {
+    absl::StatusOr<Extent> extent = allocator_.Allocate(bytes, owner);
     if (extent.ok()) ASAN_UNPOISON_MEMORY_REGION(Address(*extent), extent->size);
     return extent;
   }
@@ -102,6 +102,14 @@ class CpuRamBackend final : public StorageBackend {
     // Before somebody else gets it.
     ASAN_POISON_MEMORY_REGION(Address(extent), extent.size);
     allocator_.Free(extent);
+  }
+
+  size_t ListExtents(const Extent& from, bool around, size_t bytes,
+                     absl::Span<Neighbour> out) override {
+    return allocator_.List(from, around, bytes, out);
+  }
+  void SetOwner(const Extent& extent, uint32_t owner) override {
+    allocator_.SetOwner(extent, owner);
   }
 
   std::byte* Address(Extent extent) const override {

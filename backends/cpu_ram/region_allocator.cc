@@ -4,9 +4,9 @@
 
 namespace kvcache {
 
-absl::StatusOr<Extent> RegionAllocator::Allocate(size_t bytes) {
+absl::StatusOr<Extent> RegionAllocator::Allocate(size_t bytes, uint32_t owner) {
   MutexLock lock(mu_);
-  absl::StatusOr<Extent> extent = allocator_.Allocate(bytes);
+  absl::StatusOr<Extent> extent = allocator_.Allocate(bytes, owner);
   if (extent.ok() || bytes == 0 || bytes > capacity_) return extent;
   const size_t size = (bytes + alignment_ - 1) & ~(alignment_ - 1);
   const size_t faulted = allocator_.grown_bytes();
@@ -17,12 +17,25 @@ absl::StatusOr<Extent> RegionAllocator::Allocate(size_t bytes) {
   if (missing == 0 || tail + missing < size) return extent;
   allocator_.GrowTo(faulted + missing);
   page_fault_bytes_ += missing;
-  return allocator_.Allocate(bytes);
+  return allocator_.Allocate(bytes, owner);
 }
 
 void RegionAllocator::Free(const Extent& extent) {
   MutexLock lock(mu_);
   allocator_.Free(extent);
+}
+
+void RegionAllocator::SetOwner(const Extent& extent, uint32_t owner) {
+  MutexLock lock(mu_);
+  allocator_.SetOwner(extent, owner);
+}
+
+size_t RegionAllocator::List(const Extent& from, bool around, size_t bytes,
+                             absl::Span<Neighbour> out) {
+  MutexLock lock(mu_);
+  page_fault_bytes_ += capacity_ - allocator_.grown_bytes();
+  allocator_.GrowTo(capacity_);
+  return allocator_.List(from, around, bytes, out);
 }
 
 std::optional<RegionAllocator::Range> RegionAllocator::ClaimUnfaulted(size_t step) {

@@ -9,6 +9,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "kvcache/core/base/mutex.h"
 #include "kvcache/core/storage/extent.h"
 #include "kvcache/core/storage/extent_allocator.h"
@@ -37,8 +38,11 @@ class RegionAllocator {
 
   // Like those of ExtentAllocator. Waits for nothing: an extent may lie in a range that another
   // thread is faulting in.
-  absl::StatusOr<Extent> Allocate(size_t bytes);
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner = 0);
   void Free(const Extent& extent);
+  void SetOwner(const Extent& extent, uint32_t owner);
+  // Hands out all of the region from now on: it is for those whom nothing that is free suffices.
+  size_t List(const Extent& from, bool around, size_t bytes, absl::Span<Neighbour> out);
 
   // The next range that nobody has used or claimed, up to a multiple of `step`; nullopt at the end
   // of the region. The caller faults it in and then says so, or never does when that failed.

@@ -49,13 +49,23 @@ class CudaDeviceBackend final : public StorageBackend, private PageCopier {
 
   const BackendTraits& traits() const override { return traits_; }
 
-  absl::StatusOr<Extent> Allocate(size_t bytes) override {
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner) override {
     if (absl::Status status = link_->status(); !status.ok()) return status;
     MutexLock lock(mu_);
-    return allocator_.Allocate(bytes);
+    return allocator_.Allocate(bytes, owner);
   }
 
   void Free(Extent extent) override { uses_.Free(extent); }
+
+  size_t ListExtents(const Extent& from, bool around, size_t bytes,
+                     absl::Span<Neighbour> out) override {
+    MutexLock lock(mu_);
+    return allocator_.List(from, around, bytes, out);
+  }
+  void SetOwner(const Extent& extent, uint32_t owner) override {
+    MutexLock lock(mu_);
+    allocator_.SetOwner(extent, owner);
+  }
 
   std::byte* Address(Extent extent) const override {
     KVCACHE_CHECK(extent.offset <= traits_.capacity_bytes &&

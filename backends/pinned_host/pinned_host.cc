@@ -34,9 +34,17 @@ class PinnedHostBackend final : public StorageBackend, private PageCopier {
 
   const BackendTraits& traits() const override { return traits_; }
 
-  absl::StatusOr<Extent> Allocate(size_t bytes) override { return region_->Allocate(bytes); }
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner) override {
+    return region_->Allocate(bytes, owner);
+  }
 
   void Free(Extent extent) override { uses_.Free(extent); }
+
+  size_t ListExtents(const Extent& from, bool around, size_t bytes,
+                     absl::Span<Neighbour> out) override {
+    return region_->List(from, around, bytes, out);
+  }
+  void SetOwner(const Extent& extent, uint32_t owner) override { region_->SetOwner(extent, owner); }
 
   std::byte* Address(Extent extent) const override {
     KVCACHE_CHECK(extent.offset <= traits_.capacity_bytes &&

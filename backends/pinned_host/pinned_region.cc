@@ -139,11 +139,11 @@ void PinnedRegion::PinRest() {
   }
 }
 
-absl::StatusOr<Extent> PinnedRegion::Allocate(size_t bytes) {
+absl::StatusOr<Extent> PinnedRegion::Allocate(size_t bytes, uint32_t owner) {
   MutexLock lock(mu_);
   for (;;) {
     const size_t grown = allocator_.grown_bytes();
-    absl::StatusOr<Extent> extent = allocator_.Allocate(bytes);
+    absl::StatusOr<Extent> extent = allocator_.Allocate(bytes, owner);
     if (extent.ok() || !absl::IsResourceExhausted(extent.status())) return extent;
     if (progress_.ended && progress_.refused.ok()) return extent;
     if (progress_.ended) {
@@ -158,6 +158,17 @@ absl::StatusOr<Extent> PinnedRegion::Allocate(size_t bytes) {
 void PinnedRegion::Free(const Extent& extent) {
   MutexLock lock(mu_);
   allocator_.Free(extent);
+}
+
+void PinnedRegion::SetOwner(const Extent& extent, uint32_t owner) {
+  MutexLock lock(mu_);
+  allocator_.SetOwner(extent, owner);
+}
+
+size_t PinnedRegion::List(const Extent& from, bool around, size_t bytes,
+                          absl::Span<Neighbour> out) {
+  MutexLock lock(mu_);
+  return allocator_.List(from, around, bytes, out);
 }
 
 bool PinnedRegion::IsPinned(const Extent& extent) const {

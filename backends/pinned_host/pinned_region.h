@@ -2,6 +2,7 @@
 #define KVCACHE_BACKENDS_PINNED_HOST_PINNED_REGION_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "kvcache/backends/gpu/gpu_runtime.h"
 #include "kvcache/backends/host_memory/memory_region.h"
 #include "kvcache/core/base/mutex.h"
@@ -46,8 +48,10 @@ class PinnedRegion {
   PinnedRegion& operator=(const PinnedRegion&) = delete;
 
   // Like ExtentAllocator's; kResourceExhausted names what ended the region early.
-  absl::StatusOr<Extent> Allocate(size_t bytes);
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner = 0);
   void Free(const Extent& extent);
+  void SetOwner(const Extent& extent, uint32_t owner);
+  size_t List(const Extent& from, bool around, size_t bytes, absl::Span<Neighbour> out);
 
   std::byte* data() const { return region_.data(); }
   size_t capacity() const { return capacity_; }

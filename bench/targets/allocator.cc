@@ -1,4 +1,5 @@
-// The extent allocator beside an exact best fit.
+// The extent allocator beside an exact best fit, and what pieces of free memory cost a cache.
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -7,12 +8,17 @@
 #include <optional>
 #include <random>
 #include <set>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "kvcache/backends/cpu_ram/cpu_ram.h"
+#include "kvcache/bench/targets/fixtures.h"
 #include "kvcache/bench/targets/suite.h"
 #include "kvcache/core/base/check.h"
+#include "kvcache/core/cache/cache.h"
 #include "kvcache/core/storage/extent_allocator.h"
+#include "kvcache/eviction/lru/lru.h"
 
 namespace kvcache::bench {
 namespace {
@@ -117,9 +123,57 @@ std::vector<size_t> LogUniformSizes(uint64_t seed) {
   return sizes;
 }
 
+// What becomes of 20,000 puts of up to 512 KiB into a cache of 64 MiB that nobody reads.
+struct MixedPuts {
+  double refused = 0;
+  double in_vain = 0;  // bytes evicted beyond what the budget asked for, for each byte put
+  double in_use = 0;   // of the capacity, in the end
+};
+
+MixedPuts PutMixed(bool log_uniform) {
+  constexpr size_t kBytes = size_t{64} << 20;
+  constexpr double kLargest = 512 << 10;
+  auto cache = *Cache::Create({.max_blocks = kBytes / 64, .checksums = false},
+                              *CreateCpuRamBackend({.capacity_bytes = kBytes}), CreateLruPolicy());
+  const std::vector<BlockKey> keys = RandomKeys(20'000);
+  std::mt19937 random(1);
+  MixedPuts result;
+  double put = 0;
+  size_t in_use = 0;
+  for (const BlockKey& key : keys) {
+    const double share = (1 + random() % 1000) / 1000.0;
+    const size_t bytes =
+        static_cast<size_t>(log_uniform ? kLargest * std::pow(1000, share - 1) : kLargest * share);
+    const size_t charge = (bytes + 63) / 64 * 64;
+    const size_t needed = in_use + charge - std::min(in_use + charge, kBytes);
+    absl::StatusOr<WriteLease> lease = cache->Reserve(key, {bytes, 1});
+    const size_t left = lease.ok() ? charge : 0;
+    if (lease.ok()) KVCACHE_CHECK(lease->Commit().ok(), "a commit failed");
+    result.refused += left == 0;
+    put += static_cast<double>(charge);
+    const size_t now = cache->stats().usage.bytes_in_use;
+    result.in_vain += static_cast<double>(in_use + left - now) - (left == 0 ? 0.0 : needed);
+    in_use = now;
+  }
+  result.in_vain /= put;
+  result.in_use = static_cast<double>(in_use) / kBytes;
+  return result;
+}
+
+void MeasureMixedPuts(Suite& suite, bool log_uniform) {
+  const std::string of = log_uniform ? " of log-uniform sizes" : " of uniform sizes";
+  suite.Value("fragments: refused puts" + of, "of 20,000", Goal::kAtMost, 0,
+              [&] { return PutMixed(log_uniform).refused; });
+  suite.Value("fragments: evicted in vain" + of, "bytes for each put", Goal::kAtMost, 0.3,
+              [&] { return PutMixed(log_uniform).in_vain; });
+  suite.Value("fragments: in use" + of, "of the capacity", Goal::kAtLeast, 0.95,
+              [&] { return PutMixed(log_uniform).in_use; });
+}
+
 }  // namespace
 
 void MeasureAllocator(Suite& suite) {
+  for (const bool log_uniform : {false, true}) MeasureMixedPuts(suite, log_uniform);
   if (!suite.Wants("allocator:")) return;
   size_t operations = 0;
   uint64_t seed = 0;

@@ -596,13 +596,12 @@ absl::Status Cache::ResizeInSteps(size_t capacity_bytes) {
       Free(removed);
       continue;
     }
-    if (EvictInSteps({}, std::nullopt, wanted, capacity_bytes, nullptr) ==
-        BlockTable::Room::kMade) {
-      continue;
-    }
+    const BlockTable::Room room = EvictInSteps({}, std::nullopt, wanted, capacity_bytes, nullptr);
+    if (room == BlockTable::Room::kMade) continue;
     MutexLock lock(mu_);
-    if (!RoomComes()) {
+    if (room == BlockTable::Room::kNoMemory || !RoomComes()) {
       table_->budget().Limit(table_->budget().capacity());
+      if (room == BlockTable::Room::kNoMemory) return internal::NoMemory();
       return absl::ResourceExhaustedError(
           absl::StrCat("capacity_bytes: ", capacity_bytes, " is not enough for what is leased"));
     }

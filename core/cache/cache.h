@@ -36,6 +36,7 @@ namespace internal {
 class Advisor;
 class BlockTable;
 class Budget;
+class GapMaker;
 class LeasedCopies;
 class Removed;
 class Scrubber;
@@ -77,8 +78,12 @@ enum class Room : uint8_t;
 //    lease goes. A copy under way is a lease.
 //  - Bytes in use, detached ones included, never exceed the capacity.
 //  - A block with children or leases is never evicted. Otherwise the victim is the first in the
-//    policy's order. A call that is refused evicts nothing, except that up to 4 times a request may
-//    be evicted in vain when free memory is in pieces.
+//    policy's order. A call that is refused evicts nothing.
+//  - Where free memory is in pieces, blocks that lie side by side are evicted besides, and what
+//    descends from them: less than the request and one of them. A request is refused for that only
+//    if each row of neighbours that would do has something in it that cannot go; what was evicted
+//    until then is no more than the request. Other threads that take such room, or hit such blocks,
+//    in the same moment can cost another row, and after 16 of them the request.
 //  - When the backend fails for good, all blocks are misses, and writes fail with what it says.
 //  - deadline = min(time of commit + ttl, the parent's deadline). What has expired is a miss at
 //    once.
@@ -170,8 +175,8 @@ class Cache {
   //   kAlreadyExists       the block is complete (counts as a touch)
   //   kUnavailable         somebody is writing it
   //   kNotFound            the parent is neither resident nor being written
-  //   kResourceExhausted   no room: what would have to go is leased or has children, or free memory
-  //                        is in pieces
+  //   kResourceExhausted   no room: what would have to go, for room in one piece, is leased, has
+  //                        descendants that are, or has a higher priority
   //   kPermissionDenied    the policy rather keeps what is there than take the newcomer
   //   kInternal            the backend has failed for good; the message says why
   //   kInvalidArgument     0 bytes or parts; more than 65,535 parts; bytes not a multiple of parts;
@@ -266,6 +271,7 @@ class Cache {
   friend class PrefixCache;  // replaces blocks
   friend class ReadLease;
   friend class WriteLease;
+  friend class internal::GapMaker;
   friend class internal::LeasedCopies;
   friend class internal::Scrubber;
 
@@ -311,11 +317,17 @@ class Cache {
                               absl::FunctionRef<size_t(const internal::Budget&)> wanted,
                               std::optional<size_t> limit, size_t* credit)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_mu_);
+  // Evicts what was chosen, with `credit` as above, or takes it back.
+  void SettleChosen(absl::Span<const Slot> victims, bool evict, size_t* credit);
   void SetStepping(bool stepping);
   void GiveExtents(absl::Span<Reservation> reservations);
   // Must come before a Reserve() with a priority other than 0.
   absl::Status UsePriority(uint16_t priority);
-  absl::StatusOr<Extent> AllocateExtent(const Reservation& reservation);
+  // Into the lease of the reservation, or decides it otherwise.
+  void AllocateExtent(Reservation* reservation);
+  // The same where nothing that is free is large enough.
+  absl::StatusOr<Extent> AllocateInGap(Reservation* reservation);
+  void CountRefusalByPolicy(const Reservation& reservation) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   // Locks mu_ when the table has the memory for so many new blocks, pins and namespaces, which it
   // gets without the lock; false, without the lock, when there is none.
@@ -389,8 +401,10 @@ class Cache {
   // The backend has failed for good.
   void Fail(const absl::Status& status);
 
-  // Whether room may come without anybody's doing: another thread frees, or is done comparing.
-  bool RoomComes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether room may come without anybody's doing: another thread frees, or is done comparing; or
+  // takes back what it has chosen.
+  bool IsFreeing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool RoomComes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stepping_ || IsFreeing(); }
 
   static absl::Status UnknownNamespace(absl::string_view argument, NamespaceId ns);
 
@@ -402,7 +416,7 @@ class Cache {
   const bool keeps_checksums_;
   std::unique_ptr<internal::Advisor> advisor_;  // nullptr: no advice; set by Create()
 
-  Mutex steps_mu_;  // before mu_: one EvictInSteps() at a time
+  Mutex steps_mu_;  // before mu_: one EvictInSteps() or GapMaker at a time
   Mutex names_mu_;  // before mu_
   mutable Mutex mu_;
   CondVar changed_;  // bytes were freed, or a copy has ended

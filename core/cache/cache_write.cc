@@ -4,12 +4,14 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/optimization.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/advice/advisor.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/cache/cache.h"
+#include "kvcache/core/cache/gap_maker.h"
 #include "kvcache/core/table/block_table.h"
 
 namespace kvcache {
@@ -22,8 +24,8 @@ using internal::Removed;
 
 namespace {
 
-// A request may evict this many times its own size before it gives up on fragmented memory.
-constexpr size_t kMostEvictedPerByte = 4;
+// A request makes room in one piece this often before it leaves it to those who take it.
+constexpr int kMostGaps = 16;
 
 absl::Status CheckPut(const BlockKey& key, BlockSize size, const PutOptions& options) {
   if (size.bytes == 0) return absl::InvalidArgumentError("size.bytes: 0, expected more");
@@ -98,7 +100,7 @@ struct Cache::Reservation {
   BlockSize found_size = {};
   EntryInfo incoming = {};  // with bytes once it was asked whether there is room
   size_t credit = 0;        // charged for it already
-  size_t evicted = 0;       // bytes, for it
+  bool moved = false;       // its extent was another slot's
   absl::Status status = absl::OkStatus();
   WriteLease lease = {};
 };
@@ -270,9 +272,7 @@ void Cache::ReserveEach(absl::Span<Reservation> reservations) {
       MutexLock lock(mu_, AdoptLock());
       while (end < reservations.size() && last == Locked::kDecided && !removed.full() &&
              (end == begin || reservations[end - 1].GoesOn())) {
-        const size_t before = removed.bytes;
         last = ReserveLocked(&reservations[end], &removed);
-        reservations[end].evicted += removed.bytes - std::min(before, removed.bytes);
         if (last == Locked::kDecided) ++end;
       }
       if (last == Locked::kWait) changed_.Wait(mu_);
@@ -297,17 +297,14 @@ void Cache::ReserveEach(absl::Span<Reservation> reservations) {
 void Cache::GiveExtents(absl::Span<Reservation> reservations) {
   bool any = false;
   for (Reservation& r : reservations) {
-    if (r.outcome != Reservation::Outcome::kReserved || r.lease.extent_.size > 0) continue;
-    absl::StatusOr<Extent> extent = AllocateExtent(r);
-    if (!extent.ok()) {
-      // The lease's end takes the block back, and those behind it, its children.
-      r.outcome = Reservation::Outcome::kNoExtent;
-      r.status = absl::IsResourceExhausted(extent.status())
-                     ? extent.status()
-                     : absl::InternalError(extent.status().message());
-      break;
+    if (r.outcome != Reservation::Outcome::kReserved) continue;
+    if (r.lease.extent_.size > 0) {
+      if (r.moved) backend_->SetOwner(r.lease.extent_, r.lease.slot_);
+      continue;
     }
-    r.lease.extent_ = *extent;
+    AllocateExtent(&r);
+    // The lease's end takes the block back, and those behind it, its children.
+    if (r.outcome != Reservation::Outcome::kReserved) break;
     any = true;
   }
   if (!any) return;
@@ -403,6 +400,7 @@ Cache::Locked Cache::ReserveLocked(Reservation* reservation, Removed* removed) {
     case BlockTable::Room::kMade:
       break;
     case BlockTable::Room::kStepByStep:
+    case BlockTable::Room::kNoMemory:
       return Locked::kStepByStep;
     case BlockTable::Room::kNothingToEvict:
       if (!removed->empty()) return Locked::kRetry;
@@ -412,21 +410,27 @@ Cache::Locked Cache::ReserveLocked(Reservation* reservation, Removed* removed) {
                         ? Outcome::kNoSlot
                         : Outcome::kNoRoom);
     case BlockTable::Room::kRefusedByPolicy:
-      ++table_->counters(options.ns).rejected_by_policy;
-      table_->policy().Bypassed(
-          {r.incoming.key_hash},
-          {.first_depth = r.incoming.depth, .chain_blocks = options.chain_blocks, .now = now});
+      CountRefusalByPolicy(r);
       return decide(Outcome::kRefusedByPolicy);
   }
   r.credit -= std::min(r.credit, table_->Charge(r.size.bytes));  // the rest is given back
   const Slot slot = table_->Insert(r.key, r.size, options, parent, ttl, replacement,
                                    std::move(r.memory), now, removed);
+  r.moved = removed->moved;
   r.lease = WriteLeaseOn(slot);
   return decide(Outcome::kReserved);
 }
 
-bool Cache::RoomComes() const {
-  return stepping_ || table_->budget().being_freed() > 0 ||
+void Cache::CountRefusalByPolicy(const Reservation& reservation) {
+  const EntryInfo& incoming = reservation.incoming;
+  ++table_->counters(reservation.options.ns).rejected_by_policy;
+  table_->policy().Bypassed(
+      {incoming.key_hash},
+      {.first_depth = incoming.depth, .chain_blocks = incoming.chain_blocks, .now = incoming.now});
+}
+
+bool Cache::IsFreeing() const {
+  return table_->budget().being_freed() > 0 ||
          (scrubbed_ != kNoSlot && table_->EvictableButForOnePin(scrubbed_));
 }
 
@@ -438,7 +442,12 @@ BlockTable::Room Cache::EvictInSteps(const EntryInfo& incoming,
   BlockTable::Room room = BlockTable::Room::kStepByStep;
   size_t chosen = 0;
   while (room == BlockTable::Room::kStepByStep) {
-    victims.reserve(victims.size() + kBlocksPerLock);
+    try {
+      BlockTable::ReserveVictims(&victims);
+    } catch (const std::bad_alloc&) {
+      room = BlockTable::Room::kNoMemory;
+      break;
+    }
     MutexLock lock(mu_);
     const size_t bytes = wanted(table_->budget());
     room = bytes > table_->loose_bytes()
@@ -448,24 +457,27 @@ BlockTable::Room Cache::EvictInSteps(const EntryInfo& incoming,
                                     bytes, &victims, &chosen);
     if (room == BlockTable::Room::kMade && limit.has_value()) table_->budget().Limit(*limit);
   }
-  absl::Span<const Slot> left = victims;
-  while (!left.empty()) {
+  SettleChosen(victims, room == BlockTable::Room::kMade, credit);
+  return room;
+}
+
+void Cache::SettleChosen(absl::Span<const Slot> victims, bool evict, size_t* credit) {
+  while (!victims.empty()) {
     Removed removed;
     {
       MutexLock lock(mu_);
-      if (room == BlockTable::Room::kMade) {
-        const size_t bytes = table_->EvictChosen(&left, &removed);
+      if (evict) {
+        const size_t bytes = table_->EvictChosen(&victims, &removed);
         if (credit != nullptr) {
           removed.reused = bytes;
           *credit += bytes;
         }
       } else {
-        table_->TakeBackChosen(&left);
+        table_->TakeBackChosen(&victims);
       }
     }
     Free(removed);
   }
-  return room;
 }
 
 void Cache::ReserveInSteps(Reservation* reservation) {
@@ -476,28 +488,22 @@ void Cache::ReserveInSteps(Reservation* reservation) {
     return charge - std::min(charge, r.credit + budget.limit());
   };
   SetStepping(true);
-  BlockTable::Room room = BlockTable::Room::kNothingToEvict;
-  bool memory = true;
-  try {
-    room = EvictInSteps(r.incoming, r.options.parent, wanted, std::nullopt, &r.credit);
-  } catch (const std::bad_alloc&) {
-    memory = false;
-  }
+  const BlockTable::Room room =
+      EvictInSteps(r.incoming, r.options.parent, wanted, std::nullopt, &r.credit);
   SetStepping(false);
   if (room == BlockTable::Room::kMade) return;
   MutexLock lock(mu_);
-  if (memory && room == BlockTable::Room::kNothingToEvict && RoomComes()) {
+  if (room == BlockTable::Room::kNothingToEvict && RoomComes()) {
     changed_.Wait(mu_);
     return;
   }
-  CacheCounters& counters = table_->counters(r.options.ns);
-  if (!memory) {
+  if (room == BlockTable::Room::kNoMemory) {
     r.outcome = Reservation::Outcome::kNoMemory;
   } else if (room == BlockTable::Room::kRefusedByPolicy) {
-    ++counters.rejected_by_policy;
+    CountRefusalByPolicy(r);
     r.outcome = Reservation::Outcome::kRefusedByPolicy;
   } else {
-    ++counters.rejected_pinned;
+    ++table_->counters(r.options.ns).rejected_pinned;
     r.outcome = Reservation::Outcome::kNoRoom;
   }
   table_->budget().GiveBack(std::exchange(r.credit, 0));
@@ -522,35 +528,53 @@ WriteLease Cache::WriteLeaseOn(Slot slot) {
   return lease;
 }
 
-// The budget has room for it, so failure means that free memory is in pieces.
-absl::StatusOr<Extent> Cache::AllocateExtent(const Reservation& reservation) {
-  const size_t bytes = reservation.size.bytes;
-  size_t evicted = reservation.evicted;
-  for (;;) {
-    absl::StatusOr<Extent> extent = backend_->Allocate(bytes);
-    if (!absl::IsResourceExhausted(extent.status())) return extent;
-    Removed removed;
-    {
-      MutexLock lock(mu_);
-      const Nanos now = Now();
-      table_->EndPriorities(now);
-      if (table_->HasExpired(now)) {
-        table_->RemoveExpired(1, now, &removed);
-      } else {
-        const size_t limit = table_->Charge(bytes) * kMostEvictedPerByte;
-        const size_t more =
-            evicted < limit ? table_->EvictOne(limit - evicted, reservation.incoming, &removed) : 0;
-        if (more == 0) {
-          ++table_->counters(reservation.options.ns).rejected_fragmented;
-          return absl::ResourceExhaustedError(
-              absl::StrCat("no contiguous ", bytes, " bytes, after evicting ", evicted,
-                           " bytes for them: ", extent.status().message()));
-        }
-        evicted += more;
-      }
-    }
-    Free(removed);
+void Cache::AllocateExtent(Reservation* reservation) {
+  Reservation& r = *reservation;
+  absl::StatusOr<Extent> extent = backend_->Allocate(r.size.bytes, r.lease.slot_);
+  // The budget has room for it, so this means that free memory is in pieces.
+  if (ABSL_PREDICT_FALSE(absl::IsResourceExhausted(extent.status()))) extent = AllocateInGap(&r);
+  if (extent.ok()) {
+    r.lease.extent_ = *extent;
+  } else if (r.outcome == Reservation::Outcome::kReserved) {
+    r.outcome = Reservation::Outcome::kNoExtent;
+    r.status = absl::IsResourceExhausted(extent.status())
+                   ? extent.status()
+                   : absl::InternalError(extent.status().message());
   }
+}
+
+absl::StatusOr<Extent> Cache::AllocateInGap(Reservation* reservation) {
+  using Result = internal::GapMaker::Result;
+  Reservation& r = *reservation;
+  MutexLock turn(steps_mu_);
+  SetStepping(true);
+  internal::GapMaker gaps(*this, r.size.bytes, r.incoming);
+  absl::StatusOr<Extent> extent;
+  Result result = Result::kMade;
+  size_t credit = 0;
+  for (int made = 0;; ++made) {
+    extent = backend_->Allocate(r.size.bytes, r.lease.slot_);
+    if (!absl::IsResourceExhausted(extent.status()) || made == kMostGaps) break;
+    result = gaps.Make(&credit);
+    if (result != Result::kMade) break;
+  }
+  MutexLock lock(mu_);
+  stepping_ = false;
+  table_->budget().GiveBack(credit);
+  changed_.NotifyAll();
+  if (!absl::IsResourceExhausted(extent.status())) return extent;
+  if (result == Result::kRefusedByPolicy) {
+    CountRefusalByPolicy(r);
+    r.outcome = Reservation::Outcome::kRefusedByPolicy;
+  } else if (result == Result::kNoMemory) {
+    r.outcome = Reservation::Outcome::kNoMemory;
+  } else {
+    ++table_->counters(r.options.ns).rejected_fragmented;
+    return absl::ResourceExhaustedError(
+        absl::StrCat("no ", r.size.bytes, " bytes in one piece: what would have to go is leased, ",
+                     "or has descendants that are; ", extent.status().message()));
+  }
+  return extent;
 }
 
 }  // namespace kvcache

@@ -16,6 +16,13 @@ struct Extent {
   friend bool operator==(const Extent&, const Extent&) = default;
 };
 
+// One of the extents that lie side by side, used or free.
+struct Neighbour {
+  Extent extent;
+  bool used = false;
+  uint32_t owner = 0;  // of a used one: see Allocate()
+};
+
 }  // namespace kvcache
 
 #endif  // KVCACHE_CORE_STORAGE_EXTENT_H_

@@ -31,7 +31,7 @@ ExtentAllocator::ExtentAllocator(size_t capacity, int alignment_shift)
   node(kEnd) = {0, kEnd, kEnd, kUsed, kEnd};
 }
 
-absl::StatusOr<Extent> ExtentAllocator::Allocate(size_t bytes) {
+absl::StatusOr<Extent> ExtentAllocator::Allocate(size_t bytes, uint32_t owner) {
   if (bytes == 0 || bytes > capacity_) {
     return absl::InvalidArgumentError(
         absl::StrCat("cannot allocate bytes = ", bytes, " of capacity = ", capacity_));
@@ -51,6 +51,7 @@ absl::StatusOr<Extent> ExtentAllocator::Allocate(size_t bytes) {
   Unlink(i);
   Node& taken = node(i);
   taken.previous = kUsed;
+  taken.next = owner;
   if (SizeOf(taken) > size) Link(InsertAfter(i, taken.offset + size));
   used_ += size;
   return Extent{taken.offset, size, i};
@@ -58,10 +59,8 @@ absl::StatusOr<Extent> ExtentAllocator::Allocate(size_t bytes) {
 
 void ExtentAllocator::Free(const Extent& extent) {
   uint32_t i = extent.node;
-  KVCACHE_CHECK(i != kEnd && i / kNodesPerChunk < chunks_.size() && node(i).previous == kUsed &&
-                    node(i).offset == extent.offset && SizeOf(node(i)) == extent.size,
-                "extent freed twice or not of this allocator: offset ", extent.offset, ", size ",
-                extent.size, ", node ", extent.node);
+  KVCACHE_CHECK(IsUsed(extent), "extent freed twice or not of this allocator: offset ",
+                extent.offset, ", size ", extent.size, ", node ", extent.node);
   used_ -= extent.size;
   const uint32_t before = node(i).before;
   const uint32_t after = node(i).after;
@@ -75,6 +74,37 @@ void ExtentAllocator::Free(const Extent& extent) {
     i = before;
   }
   Link(i);
+}
+
+void ExtentAllocator::SetOwner(const Extent& extent, uint32_t owner) {
+  KVCACHE_CHECK(IsUsed(extent), "not an extent of this allocator: offset ", extent.offset,
+                ", size ", extent.size, ", node ", extent.node);
+  node(extent.node).next = owner;
+}
+
+size_t ExtentAllocator::List(const Extent& from, bool around, size_t bytes,
+                             absl::Span<Neighbour> out) {
+  if (from.size > 0 && !IsExtent(from)) return 0;
+  uint32_t i = from.size > 0 ? from.node : node(kEnd).after;
+  size_t end = capacity_;
+  if (around) {
+    for (size_t steps = out.size() / 2; steps > 0; --steps) {
+      if (node(i).before == kEnd || node(i).offset + bytes <= from.offset) break;
+      i = node(i).before;
+    }
+    end = from.offset + from.size + bytes;
+  }
+  size_t listed = 0;
+  for (; listed < out.size() && i != kEnd && node(i).offset < end; i = node(i).after) {
+    const Node& n = node(i);
+    const size_t size = SizeOf(n);
+    out[listed++] = {{n.offset, size, i}, !IsFree(n), IsFree(n) ? 0 : n.next};
+    if (IsFree(n) && size >= bytes) {  // to the front of its list
+      Unlink(i);
+      Link(i);
+    }
+  }
+  return listed;
 }
 
 void ExtentAllocator::GrowTo(size_t bytes) {

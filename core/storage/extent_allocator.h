@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "kvcache/core/storage/extent.h"
 
 namespace kvcache {
@@ -32,7 +33,7 @@ struct ExtentAllocatorOptions {
 // Two-level segregated fit: free extents are listed by size class, 64 classes for each power of
 // two. Allocate takes the smallest of the first kSearchSteps that fit in the request's own class or
 // else in the next one that has any, so it nearly always does what an exact best fit would do; Free
-// merges with both neighbours at once. Every call is O(1) except CheckConsistency().
+// merges with both neighbours at once. Every call is O(1) except List() and CheckConsistency().
 //
 // Not thread-safe: its owner guards it with a lock. Movable; a moved-from allocator can only be
 // destroyed or assigned to.
@@ -47,11 +48,22 @@ class ExtentAllocator {
   // An extent of `bytes` rounded up to the alignment; its size is the rounded one. Errors:
   // kInvalidArgument when `bytes` is 0 or more than the capacity; kResourceExhausted when no free
   // extent is large enough. One that is large enough is overlooked only behind kSearchSteps smaller
-  // ones of its own size class, whose sizes differ by less than 1/64.
-  absl::StatusOr<Extent> Allocate(size_t bytes);
+  // ones of its own size class, whose sizes differ by less than 1/64. `owner` is the caller's, for
+  // List().
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner = 0);
 
   // REQUIRES: `extent` is what Allocate() returned and was not freed since; aborts otherwise.
   void Free(const Extent& extent);
+
+  // REQUIRES: as for Free().
+  void SetOwner(const Extent& extent, uint32_t owner);
+
+  // Lists extents, used and free, in the order of their offsets: `from` and those behind it; with
+  // `around`, only what is less than `bytes` away from it, and up to half of `out` before it. Lists
+  // all from the first on if `from` has no size, and nothing if it is not an extent any more. Of
+  // the free ones that it lists, Allocate() does not overlook those of `bytes` and more. Returns
+  // how many there are; O(out.size()).
+  size_t List(const Extent& from, bool around, size_t bytes, absl::Span<Neighbour> out);
 
   // From now on [0, bytes) can be handed out: rounded down to the alignment, at most the capacity;
   // does nothing when that is no more than before.
@@ -87,7 +99,7 @@ class ExtentAllocator {
     uint32_t before;  // in the ring
     uint32_t after;
     uint32_t previous;  // in the list of the size class, kEnd at its ends; or kUsed, or kSpare
-    uint32_t next;      // in the list of the size class, or of spare nodes
+    uint32_t next;  // in the list of the size class, or of spare nodes; or the owner of a used one
   };
 
   static constexpr uint32_t kEnd = 0;
@@ -100,6 +112,15 @@ class ExtentAllocator {
 
   Node& node(uint32_t i) { return chunks_[i / kNodesPerChunk][i % kNodesPerChunk]; }
   const Node& node(uint32_t i) const { return chunks_[i / kNodesPerChunk][i % kNodesPerChunk]; }
+  bool IsExtent(const Extent& extent) const {
+    const uint32_t i = extent.node;
+    return i != kEnd && i / kNodesPerChunk < chunks_.size() && node(i).previous != kSpare &&
+           node(i).offset == extent.offset;
+  }
+  bool IsUsed(const Extent& extent) const {
+    return IsExtent(extent) && node(extent.node).previous == kUsed &&
+           SizeOf(node(extent.node)) == extent.size;
+  }
   bool IsFree(const Node& n) const { return n.previous < kSpare; }
   size_t SizeOf(const Node& n) const { return node(n.after).offset - n.offset; }
 

@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "gtest/gtest.h"
 
 namespace kvcache {
@@ -390,6 +391,89 @@ TEST(ExtentAllocatorTest, AgreesWithAnIntervalModelOverRandomOperations) {
       ASSERT_EQ(allocator.free_bytes(), allocator.capacity() - used);
     }
   }
+}
+
+// All that List() says from the first extent on, in steps of `some`.
+std::vector<Neighbour> ListAll(ExtentAllocator& allocator, size_t some) {
+  std::vector<Neighbour> all;
+  std::vector<Neighbour> listed(some);
+  for (size_t n = some; n == some;) {
+    const Extent from = all.empty() ? Extent() : all.back().extent;
+    n = allocator.List(from, false, kMax, absl::MakeSpan(listed));
+    all.insert(all.end(), listed.begin() + !all.empty(), listed.begin() + n);
+  }
+  return all;
+}
+
+TEST(ExtentAllocatorTest, ListsWhatIsUsedWithItsOwnerAndWhatIsFree) {
+  std::mt19937_64 random(1);
+  ExtentAllocator allocator = Make(1 << 20, 64);
+  std::map<size_t, std::pair<Extent, uint32_t>> live;  // by offset
+  for (uint32_t step = 0; step < 2000; ++step) {
+    if (const auto extent = allocator.Allocate(1 + random() % 10'000, step); extent.ok()) {
+      live[extent->offset] = {*extent, step};
+    }
+    const auto some = std::next(live.begin(), random() % live.size());
+    if (random() % 2 == 0) {
+      allocator.Free(some->second.first);
+      live.erase(some);
+    } else {
+      some->second.second = ~step;
+      allocator.SetOwner(some->second.first, ~step);
+    }
+    if (step % 50 != 0) continue;
+    size_t end = 0;
+    size_t used = 0;
+    for (const Neighbour& n : ListAll(allocator, 2 + random() % 100)) {
+      ASSERT_EQ(n.extent.offset, end);
+      end += n.extent.size;
+      if (!n.used) continue;
+      ++used;
+      ASSERT_EQ(live.at(n.extent.offset), std::make_pair(n.extent, n.owner));
+    }
+    EXPECT_EQ(used, live.size());
+    EXPECT_EQ(end, allocator.capacity());
+    ASSERT_TRUE(allocator.CheckConsistency().ok()) << allocator.CheckConsistency();
+  }
+}
+
+TEST(ExtentAllocatorTest, ListsWhatIsAroundAnExtent) {
+  ExtentAllocator allocator = Make(100 * 64, 64);
+  std::vector<Extent> extents;
+  for (uint32_t i = 0; i < 100; ++i) extents.push_back(*allocator.Allocate(64, i));
+  std::vector<Neighbour> out(20);
+  const auto around = [&](uint32_t i, size_t bytes, size_t room) {
+    const size_t n = allocator.List(extents[i], true, bytes, absl::MakeSpan(out.data(), room));
+    return std::make_pair(out[0].owner, out[n - 1].owner);
+  };
+  EXPECT_EQ(around(50, 64, 20), std::make_pair(50u, 51u));
+  EXPECT_EQ(around(50, 3 * 64, 20), std::make_pair(48u, 53u));
+  EXPECT_EQ(around(50, 64 * 64, 20), std::make_pair(40u, 59u));
+  EXPECT_EQ(around(1, 3 * 64, 20), std::make_pair(0u, 4u));
+  EXPECT_EQ(around(99, 3 * 64, 20), std::make_pair(97u, 99u));
+  allocator.Free(extents[50]);
+  EXPECT_EQ(allocator.List(Extent{0, 64, 1'000'000}, true, 64, absl::MakeSpan(out)), 0u);
+  allocator.Free(extents[49]);
+  EXPECT_EQ(allocator.List(extents[50], true, 64, absl::MakeSpan(out)), 0u) << "merged";
+}
+
+TEST(ExtentAllocatorTest, WhatWasListedIsNotOverlooked) {
+  // More free extents of one size class than are searched, the largest of them last in its list.
+  ExtentAllocator allocator = Make(1 << 20, 64);
+  const size_t small = 256 * 64;
+  std::vector<Extent> extents = {*allocator.Allocate(small + 64)};
+  const Extent first = extents[0];
+  for (int i = 0; i <= ExtentAllocator::kSearchSteps; ++i) {
+    ASSERT_TRUE(allocator.Allocate(64).ok());
+    extents.push_back(*allocator.Allocate(small));
+  }
+  ASSERT_TRUE(allocator.Allocate(allocator.largest_free_bytes()).ok());
+  for (const Extent& extent : extents) allocator.Free(extent);
+  ASSERT_FALSE(allocator.Allocate(small + 64).ok());
+  std::vector<Neighbour> listed(8);
+  ASSERT_EQ(allocator.List(Extent(), false, small + 64, absl::MakeSpan(listed)), 8u);
+  EXPECT_EQ(allocator.Allocate(small + 64).value_or(Extent()), first);
+  EXPECT_TRUE(allocator.CheckConsistency().ok()) << allocator.CheckConsistency();
 }
 
 TEST(ExtentAllocatorDeathTest, WrongAndDoubleFreesAbort) {

@@ -98,11 +98,21 @@ class StorageBackend {
 
   // An extent of `bytes` rounded up to traits().alignment. Errors: kInvalidArgument for 0 bytes or
   // more than the capacity; kResourceExhausted when no free extent is large enough (for lack of
-  // room or because what is free is in pieces); other codes when the medium has failed.
-  virtual absl::StatusOr<Extent> Allocate(size_t bytes) = 0;
+  // room or because what is free is in pieces); other codes when the medium has failed. `owner` is
+  // whatever the caller wants ListExtents() to say of the extent.
+  virtual absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner = 0) = 0;
 
   // REQUIRES: `extent` came from Allocate() and was not freed since; no copy uses it.
   virtual void Free(Extent extent) = 0;
+
+  // For backends whose free memory may be in pieces: what there is side by side, so that the cache
+  // can evict neighbours for a block that fits nowhere. As ExtentAllocator::List() and SetOwner().
+  // These implementations are for backends without places: they list nothing.
+  virtual size_t ListExtents(const Extent& from, bool around, size_t bytes,
+                             absl::Span<Neighbour> out) {
+    return 0;
+  }
+  virtual void SetOwner(const Extent& extent, uint32_t owner) {}
 
   // A pointer to the extent's first byte in traits().memory_space, stable until Free(); nullptr
   // when not traits().addressable.

@@ -152,7 +152,7 @@ void BlockTable::Unpin(Slot slot, Removed* removed) {
   if (!pins_.Unpin(&b.pin)) return;
   if (b.state == Block::State::kRemoved) {
     record(b).usage.bytes_detached -= Charge(b.bytes);
-    GiveUpExtent(b, removed);
+    GiveUpExtent(slot, removed);
     FreeSlotIfUnused(slot, removed);
   } else {
     if (b.visible()) loose_bytes_ += Charge(b.bytes);
@@ -338,16 +338,9 @@ size_t BlockTable::PeekVictims(absl::Span<Slot> slots) {
   return found;
 }
 
-size_t BlockTable::EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed* removed) {
-  const Room room = ChooseVictims(incoming, [](size_t victims, size_t) { return victims > 0; });
-  if (room != Room::kMade) return 0;
-  const size_t bytes = Charge(block(victims_.front()).bytes);
-  if (bytes > max_bytes) {
-    TakeVictimsBack();
-    return 0;
-  }
-  EvictVictims(removed);
-  return bytes;
+void BlockTable::ReserveVictims(std::vector<Slot>* victims) {
+  const size_t needed = victims->size() + kBlocksPerLock;
+  if (victims->capacity() < needed) victims->reserve(needed + victims->size());
 }
 
 BlockTable::Room BlockTable::ChooseMore(const EntryInfo& incoming, Slot parent, size_t bytes,
@@ -375,7 +368,7 @@ BlockTable::Room BlockTable::ChooseMore(const EntryInfo& incoming, Slot parent, 
 
 size_t BlockTable::EvictChosen(absl::Span<const Slot>* victims, Removed* removed) {
   size_t bytes = 0;
-  for (; !victims->empty() && !removed->full(); victims->remove_prefix(1)) {
+  for (size_t steps = 0; !victims->empty() && steps < kBlocksPerLock && !removed->full(); ++steps) {
     const Slot slot = victims->front();
     if (block(slot).chosen && Evictable(block(slot))) {
       bytes += Charge(block(slot).bytes);
@@ -383,6 +376,7 @@ size_t BlockTable::EvictChosen(absl::Span<const Slot>* victims, Removed* removed
     } else {
       TakeBack(slot);
     }
+    victims->remove_prefix(1);
   }
   return bytes;
 }
@@ -392,6 +386,71 @@ void BlockTable::TakeBackChosen(absl::Span<const Slot>* victims) {
     TakeBack(victims->back());
     victims->remove_suffix(1);
   }
+}
+
+size_t BlockTable::PeekVictims(const EntryInfo& incoming, absl::Span<Extent> extents, Room* room) {
+  victims_.clear();
+  Step step = Step::kParked;
+  for (size_t steps = 0; steps < kBlocksPerLock && victims_.size() < extents.size(); ++steps) {
+    Slot victim = kNoSlot;
+    step = ChooseOne(incoming, &victim);
+    if (step == Step::kParked) continue;
+    if (step != Step::kChosen) break;
+    ParkChosen(victim);
+    extents[victims_.size()] = ExtentOf(victim);
+    victims_.push_back(victim);
+    if (block(victim).parent != kNoSlot) ChildGone(block(victim).parent);
+  }
+  const size_t found = victims_.size();
+  *room = found == 0 && step == Step::kRefusedByPolicy ? Room::kRefusedByPolicy : Room::kMade;
+  TakeVictimsBack();
+  return found;
+}
+
+size_t BlockTable::CostOf(Slot top, const EntryInfo& incoming, size_t* steps) const {
+  size_t bytes = 0;
+  Slot slot = top;
+  for (;;) {
+    if (*steps == 0 || !MayGo(slot, incoming)) return kCannotGo;
+    --*steps;
+    bytes += Charge(block(slot).bytes);
+    if (block(slot).first_child != kNoSlot) {
+      slot = block(slot).first_child;
+      continue;
+    }
+    while (slot != top && block(slot).next_sibling == kNoSlot) slot = block(slot).parent;
+    if (slot == top) return bytes;
+    slot = block(slot).next_sibling;
+  }
+}
+
+// In between two calls anything may happen to the block at *at, which is then a wrong one: so it is
+// asked what every victim is asked.
+TreeChoice BlockTable::ChooseTree(Slot top, const EntryInfo& incoming, Slot* at, size_t* steps,
+                                  std::vector<bool>* dead_ends, std::vector<Slot>* victims) {
+  for (; *steps > 0; --*steps) {
+    const Slot slot = *at;
+    if (slot == kNoSlot || !MayGo(slot, incoming)) return TreeChoice::kCannotGo;
+    Block& b = block(slot);
+    if (b.children > 0) {
+      if (dead_ends != nullptr) {
+        if ((*dead_ends)[slot]) return TreeChoice::kCannotGo;
+        (*dead_ends)[slot] = true;  // until all below it are chosen
+      }
+      *at = b.first_child;
+      continue;
+    }
+    if (!b.chosen) {
+      if (!b.parked) ParkChosen(slot);
+      b.chosen = true;
+      victims->push_back(slot);
+      if (b.parent != kNoSlot) ChildGone(b.parent);
+    }
+    if (dead_ends != nullptr) (*dead_ends)[slot] = false;
+    if (slot == top) return TreeChoice::kChosen;
+    *at = b.next_sibling != kNoSlot ? b.next_sibling : b.parent;
+  }
+  return TreeChoice::kStepByStep;
 }
 
 void BlockTable::SetCapacity(size_t capacity) {
@@ -483,14 +542,15 @@ void BlockTable::Unlink(Slot slot, RemoveReason reason, Removed* removed) {
   if (b.pinned()) {
     ns.usage.bytes_detached += Charge(b.bytes);
   } else {
-    GiveUpExtent(b, removed);
+    GiveUpExtent(slot, removed);
   }
   FreeSlotIfUnused(slot, removed);
 }
 
-void BlockTable::GiveUpExtent(Block& b, Removed* removed) {
+void BlockTable::GiveUpExtent(Slot slot, Removed* removed) {
+  Block& b = block(slot);
   const size_t charge = Charge(b.bytes);
-  if (b.has_extent) removed->Add({b.offset, charge, b.extent_node});
+  if (b.has_extent) removed->Add({b.offset, charge, b.extent_node}, slot);
   b.has_extent = false;
   b.bytes = 0;
   record(b).usage.bytes_in_use -= charge;

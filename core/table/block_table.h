@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -36,7 +37,11 @@ enum class Room : uint8_t {
   kNothingToEvict,
   kRefusedByPolicy,
   kStepByStep,  // takes more than may be done in one hold of the lock
+  kNoMemory,    // to remember the victims
 };
+
+// What becomes of the choice of a block and of those below it.
+enum class TreeChoice : uint8_t { kChosen, kStepByStep, kCannotGo };
 
 // Blocks by key and by slot, their tree, their pins, their deadlines, the eviction order and the
 // byte budget: a state machine without locks, memory or I/O. Every member function is called under
@@ -165,8 +170,6 @@ class BlockTable {
   // Insert() must follow.
   Room MakeRoom(size_t bytes, Slot parent, const EntryInfo& incoming, size_t credit,
                 Removed* removed);
-  // Evicts one more block of up to `max_bytes`; returns its bytes, or 0.
-  size_t EvictOne(size_t max_bytes, const EntryInfo& incoming, Removed* removed);
 
   // The blocks that would be evicted first, in that order, of which up to slots.size() are not
   // marked as copied; looks at up to kBlocksPerLock. Their order stays as it is. Returns how many.
@@ -179,12 +182,35 @@ class BlockTable {
   //
   // Chooses until `bytes` are chosen, up to kBlocksPerLock steps, but not `parent`; adds them to
   // `victims`, which has room for as many more, and their bytes to *chosen.
+  static void ReserveVictims(std::vector<Slot>* victims);  // throws std::bad_alloc
   Room ChooseMore(const EntryInfo& incoming, Slot parent, size_t bytes, std::vector<Slot>* victims,
                   size_t* chosen);
   // Evicts up to kBlocksPerLock of them, the first ones, and takes them out of `victims`; returns
   // their bytes.
   size_t EvictChosen(absl::Span<const Slot>* victims, Removed* removed);
   void TakeBackChosen(absl::Span<const Slot>* victims);
+
+  // --- Making room in one piece, for a newcomer whose bytes are charged: see GapMaker.
+  //
+  // The extents of the first victims of the policy's order, which stays as it is. Returns how many;
+  // kRefusedByPolicy in *room if it is none for that reason.
+  size_t PeekVictims(const EntryInfo& incoming, absl::Span<Extent> extents, Room* room);
+  // Whether the block in `slot` has this extent.
+  bool Holds(Slot slot, const Extent& extent) const {
+    if (slot >= blocks_.used()) return false;
+    const Block& b = block(slot);
+    return b.has_extent && b.offset == extent.offset && b.extent_node == extent.node;
+  }
+  // The bytes of a block and of all that descend from it, where all of that may go; kCannotGo
+  // otherwise, and when it takes more than *steps visits, which are subtracted.
+  static constexpr size_t kCannotGo = std::numeric_limits<size_t>::max();
+  size_t CostOf(Slot top, const EntryInfo& incoming, size_t* steps) const;
+  // Chooses a block and all that descend from it, the descendants first, as ChooseMore() does. *at
+  // says where to go on, at first at `top`. Takes up to *steps, which are subtracted, and adds as
+  // many to `victims`. Notes in *dead_ends, by slot, the blocks with something below them that
+  // cannot go, and enters none of those again; nullptr: notes nothing.
+  TreeChoice ChooseTree(Slot top, const EntryInfo& incoming, Slot* at, size_t* steps,
+                        std::vector<bool>* dead_ends, std::vector<Slot>* victims);
 
   // --- Writing
   // Memory of a block, for its parts; empty where none is needed.
@@ -292,6 +318,11 @@ class BlockTable {
   bool Evictable(const Block& b) const { return b.visible() && !b.pinned() && b.children == 0; }
   void UnparkIfEvictable(Slot slot);
 
+  // Whether a block may go for a newcomer, once nothing is below it.
+  bool MayGo(Slot slot, const EntryInfo& incoming) const {
+    const Block& b = block(slot);
+    return b.visible() && !b.pinned() && (levels_ == nullptr || !levels_->Outranks(slot, incoming));
+  }
   bool HasSlot() const { return blocks_.spare() > 0; }
   void FreeSlotIfUnused(Slot slot, Removed* removed);
 
@@ -323,7 +354,7 @@ class BlockTable {
   // Lets what hangs below a block live no longer than the block; false when that is too much.
   bool ClipDescendants(Slot slot);
   void CountRemoval(const Block& b, RemoveReason reason);
-  void GiveUpExtent(Block& b, Removed* removed);
+  void GiveUpExtent(Slot slot, Removed* removed);
 
   EvictionPolicy* policy_;  // levels_, once there are any
   std::unique_ptr<PriorityLevels> levels_;

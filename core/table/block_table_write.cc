@@ -52,10 +52,12 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
     namespaces_.CountBlock(ns);
   }
   Pin(slot, now);
-  if (Extent extent; removed->TakeOfSize(charge, &extent)) {
+  Slot before = slot;
+  if (Extent extent; removed->TakeOfSize(charge, &extent, &before)) {
     SetExtent(slot, extent);
     budget_.TakeOver(charge, removed);
   }
+  removed->moved = before != slot;
   return slot;
 }
 

@@ -10,6 +10,7 @@
 
 #include "absl/types/span.h"
 #include "kvcache/core/base/check.h"
+#include "kvcache/core/policy/slot.h"
 #include "kvcache/core/storage/extent.h"
 
 namespace kvcache::internal {
@@ -32,6 +33,8 @@ class Removed {
   size_t bytes = 0;   // of all extents and of blocks without, as charged to the budget
   size_t reused = 0;  // among them: charged to the newcomer that they made room for already
   bool more = false;  // RemoveRetired() has something to do
+  // Whether the last newcomer has taken over the extent of another slot: the backend is to be told.
+  bool moved = false;
 
   bool empty() const { return bytes == 0 && !more; }
   // Whether a loop over many blocks has to stop here and go on in the next hold of the lock. Behind
@@ -39,18 +42,22 @@ class Removed {
   bool full() const { return count_ >= kBlocksPerLock; }
 
   absl::Span<const Extent> extents() const { return {room_, count_}; }
-  void Add(const Extent& extent) {
+  // Of the block in `slot`.
+  void Add(const Extent& extent, Slot slot) {
     KVCACHE_CHECK(count_ < kRoom, "more than ", kRoom, " blocks in one hold of the lock");
+    slots_[count_] = slot;
     room_[count_++] = extent;
   }
-  // Takes one of this size out again, of which there is one in `extents()`.
-  bool TakeOfSize(size_t size, Extent* extent) {
+  // Takes one of this size out again, if there is one in `extents()`, and says whose it was.
+  bool TakeOfSize(size_t size, Extent* extent, Slot* slot) {
     const auto end = room_ + count_;
     const auto found =
         std::find_if(room_, end, [size](const Extent& extent) { return extent.size == size; });
     if (found == end) return false;
     *extent = *found;
+    *slot = slots_[found - room_];
     *found = room_[--count_];
+    slots_[found - room_] = slots_[count_];
     return true;
   }
 
@@ -75,6 +82,7 @@ class Removed {
   union {
     Extent room_[kRoom];
   };
+  Slot slots_[kRoom];  // as room_
 };
 
 }  // namespace kvcache::internal

@@ -30,9 +30,18 @@ class NosyBackend final : public StorageBackend {
   int calls() const { return calls_; }
 
   const BackendTraits& traits() const override { return backend_->traits(); }
-  absl::StatusOr<Extent> Allocate(size_t bytes) override {
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner) override {
     UseCache("Allocate");
-    return backend_->Allocate(bytes);
+    return backend_->Allocate(bytes, owner);
+  }
+  size_t ListExtents(const Extent& from, bool around, size_t bytes,
+                     absl::Span<Neighbour> out) override {
+    UseCache("ListExtents");
+    return backend_->ListExtents(from, around, bytes, out);
+  }
+  void SetOwner(const Extent& extent, uint32_t owner) override {
+    UseCache("SetOwner");
+    backend_->SetOwner(extent, owner);
   }
   void Free(Extent extent) override {
     UseCache("Free");

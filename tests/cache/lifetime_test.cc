@@ -42,7 +42,9 @@ class WatchedBackend final : public StorageBackend {
   }
 
   const BackendTraits& traits() const override { return backend_->traits(); }
-  absl::StatusOr<Extent> Allocate(size_t bytes) override { return backend_->Allocate(bytes); }
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner) override {
+    return backend_->Allocate(bytes, owner);
+  }
   void Free(Extent extent) override { backend_->Free(extent); }
   std::byte* Address(Extent extent) const override { return backend_->Address(extent); }
   Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override {

@@ -138,13 +138,13 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
     next_allocate_ = std::move(status);
   }
 
-  absl::StatusOr<Extent> Allocate(size_t bytes) {
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner) {
     if (absl::Status failed = failure_.status(); !failed.ok()) return failed;
     MutexLock lock(mu_);
     if (absl::Status status = std::exchange(next_allocate_, absl::OkStatus()); !status.ok()) {
       return status;
     }
-    absl::StatusOr<Extent> extent = allocator_.Allocate(bytes);
+    absl::StatusOr<Extent> extent = allocator_.Allocate(bytes, owner);
     if (!extent.ok()) return extent;
     allocated_[extent->offset] = *extent;
     std::fill_n(bytes_.begin() + extent->offset, extent->size, kFreshByte);
@@ -160,6 +160,17 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
     }
     allocated_.erase(extent.offset);
     allocator_.Free(extent);
+  }
+
+  size_t ListExtents(const Extent& from, bool around, size_t bytes, absl::Span<Neighbour> out) {
+    MutexLock lock(mu_);
+    return allocator_.List(from, around, bytes, out);
+  }
+
+  void SetOwner(const Extent& extent, uint32_t owner) {
+    MutexLock lock(mu_);
+    CheckAllocated(extent);
+    allocator_.SetOwner(extent, owner);
   }
 
   // validate(op) and make_copy(op) of each.
@@ -347,8 +358,17 @@ void FakeBackend::OnFailure(std::function<void(const absl::Status&)> callback) {
 void FakeBackend::FlipBit(size_t offset, int bit) { medium_->FlipBit(offset, bit); }
 
 const BackendTraits& FakeBackend::traits() const { return medium_->traits(); }
-absl::StatusOr<Extent> FakeBackend::Allocate(size_t bytes) { return medium_->Allocate(bytes); }
+absl::StatusOr<Extent> FakeBackend::Allocate(size_t bytes, uint32_t owner) {
+  return medium_->Allocate(bytes, owner);
+}
 void FakeBackend::Free(Extent extent) { medium_->Free(extent); }
+size_t FakeBackend::ListExtents(const Extent& from, bool around, size_t bytes,
+                                absl::Span<Neighbour> out) {
+  return medium_->ListExtents(from, around, bytes, out);
+}
+void FakeBackend::SetOwner(const Extent& extent, uint32_t owner) {
+  medium_->SetOwner(extent, owner);
+}
 
 Transfer FakeBackend::Write(absl::Span<const WriteOp> ops, Stream stream) {
   return medium_->StartCopies(ops, stream);

@@ -3,6 +3,7 @@
 #define KVCACHE_TESTS_FAKE_BACKEND_FAKE_BACKEND_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 
@@ -60,8 +61,11 @@ class FakeBackend final : public StorageBackend, private PageCopier {
   void FailNextAllocate(absl::Status status);
 
   const BackendTraits& traits() const override;
-  absl::StatusOr<Extent> Allocate(size_t bytes) override;
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner = 0) override;
   void Free(Extent extent) override;
+  size_t ListExtents(const Extent& from, bool around, size_t bytes,
+                     absl::Span<Neighbour> out) override;
+  void SetOwner(const Extent& extent, uint32_t owner) override;
   std::byte* Address(Extent extent) const override { return nullptr; }
   // Transfers can be cancelled: what is pending then ends with kCancelled.
   Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override;
