@@ -156,9 +156,11 @@ PrefixMatch Cache::Match(const Chain& chain) {
         counters.block_lookups += blocks - std::min(blocks, match.blocks.size() + 1);
         match.tokens = static_cast<uint32_t>(tokens_in(match.blocks.size()));
         ++counters.request_lookups;
-        counters.request_hits += match.blocks.size() == blocks;
-        counters.tokens_looked_up += tokens_in(blocks);
-        counters.tokens_reused += match.tokens;
+        const uint32_t wanted = chain.tokens_per_block == 0 ? 0 : chain.tokens;
+        counters.request_hits += match.blocks.size() == blocks && match.tokens == wanted;
+        counters.tokens_looked_up += wanted;
+        counters.tokens_found += match.tokens;
+        counters.tokens_loaded += match.tokens - std::min(match.tokens, chain.first_token);
         // One hold of the lock is enough for a short chain.
         if (blocks <= kBlocksPerLock) {
           MissBackwards(chain, match.blocks.size(), blocks, now);

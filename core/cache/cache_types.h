@@ -51,10 +51,12 @@ struct CacheOptions {
 struct Chain {
   NamespaceId ns = NamespaceId::kDefault;
   absl::Span<const BlockKey> keys = {};
-  // For the statistics: of every block, the last of which may be short, and of all of them. 0: not
-  // counted.
+  // For the statistics: tokens of every block, the last of which may be short, and of the whole
+  // prompt, also those that are in no block. 0: not counted.
   uint32_t tokens_per_block = 0;
   uint32_t tokens = 0;
+  // The caller has the K/V of the tokens before this one: they are not counted as loaded.
+  uint32_t first_token = 0;
 };
 
 enum class LookupResult {

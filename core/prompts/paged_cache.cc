@@ -6,6 +6,8 @@
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/base/mutex.h"
 #include "kvcache/core/cache/cache_types.h"
@@ -17,23 +19,85 @@
 namespace kvcache {
 
 using internal::LeasedCopies;
+// The blocks that Save() copies now, and who waits for them. Thread-safe.
+struct PagedCache::Writers {
+  struct Writing {
+    std::optional<TransferSource> waiting;  // one op, for all who wait
+  };
+
+  Mutex mu;
+  absl::flat_hash_map<BlockKey, std::shared_ptr<Writing>> writing ABSL_GUARDED_BY(mu);
+
+  // Those of a cache, which all PagedCaches over it share.
+  static std::shared_ptr<Writers> Of(const Cache* cache) {
+    static Mutex& all_mu = *new Mutex;
+    static auto& all = *new absl::flat_hash_map<const Cache*, std::weak_ptr<Writers>>;
+    MutexLock lock(all_mu);
+    absl::erase_if(all, [](const auto& entry) { return entry.second.expired(); });
+    std::weak_ptr<Writers>& known = all[cache];
+    std::shared_ptr<Writers> writers = known.lock();
+    if (writers == nullptr) known = writers = std::make_shared<Writers>();
+    return writers;
+  }
+
+  std::shared_ptr<Writing> Begin(const BlockKey& key) {
+    MutexLock lock(mu);
+    return writing[key] = std::make_shared<Writing>();
+  }
+
+  // A one-op transfer that ends with the write of the block; nullopt when none is known.
+  std::optional<Transfer> Wait(const BlockKey& key, uint32_t part) {
+    MutexLock lock(mu);
+    const auto it = writing.find(key);
+    if (it == writing.end()) return std::nullopt;
+    std::optional<TransferSource>& waiting = it->second->waiting;
+    if (!waiting.has_value()) waiting.emplace(absl::Span<const uint32_t>(&part, 1));
+    return waiting->transfer();
+  }
+
+  void End(const BlockKey& key, const Writing* ended, absl::Status result) {
+    std::optional<TransferSource> waiting;
+    {
+      MutexLock lock(mu);
+      const auto it = writing.find(key);
+      // Whoever reserved the block since has taken the place, and waits for nobody.
+      if (it != writing.end() && it->second.get() == ended) writing.erase(it);
+      waiting = ended->waiting;
+    }
+    if (waiting.has_value()) waiting->Complete(0, std::move(result));
+  }
+};
 
 // A block that is being copied out of pages.
 struct PagedCache::Write {
   WriteLease lease;
   TokenRange tokens;
+  BlockKey key;
+  std::shared_ptr<Writers::Writing> writing;
   uint32_t copies = 0;  // that have not ended
-  bool failed = false;
+  absl::Status failed = absl::OkStatus();
 
-  void End() {
-    // An erased block, or one that lost its parent, is of no use; nobody has to know.
-    if (failed) {
-      lease.Abort();
+  void End(Writers& writers) {
+    // To the caller, an erased block, or one that lost its parent, is no failure of the copy.
+    absl::Status result;
+    if (failed.ok()) {
+      result = lease.Commit();
     } else {
-      lease.Commit().IgnoreError();
+      lease.Abort();
+      result = absl::AbortedError(absl::StrCat("another Save() failed: ", failed.message()));
     }
+    writers.End(key, writing.get(), std::move(result));
   }
 };
+
+PagedCache::PagedCache(Cache* cache, const PagedKv& pages, const PagedCacheOptions& options,
+                       NamespaceId ns, const BlockKey& root)
+    : cache_(*cache),
+      pages_(pages),
+      options_(options),
+      ns_(ns),
+      root_(root),
+      writers_(Writers::Of(cache)) {}
 
 absl::StatusOr<std::unique_ptr<PagedCache>> PagedCache::Create(Cache* cache, const PagedKv& pages,
                                                                const PagedCacheOptions& options) {
@@ -62,22 +126,77 @@ absl::StatusOr<std::unique_ptr<PagedCache>> PagedCache::Create(Cache* cache, con
   return std::unique_ptr<PagedCache>(new PagedCache(cache, pages, options, *ns, *root));
 }
 
-absl::StatusOr<std::vector<BlockKey>> PagedCache::KeysOf(absl::Span<const int32_t> tokens,
-                                                         size_t most_tokens) const {
-  if (tokens.empty() || tokens.size() > std::numeric_limits<uint32_t>::max()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("tokens: ", tokens.size(), ", expected 1 to 2^32 - 1"));
+absl::Status PagedCache::Prompt::Append(absl::Span<const int32_t> tokens,
+                                        absl::Span<const PromptItem> items) {
+  constexpr uint32_t kMostTokens = std::numeric_limits<uint32_t>::max();
+  if (tokens.empty() || tokens.size() > kMostTokens - tokens_) {
+    return absl::InvalidArgumentError(absl::StrCat("tokens: ", tokens.size(), " behind ", tokens_,
+                                                   ", expected 1 to 2^32 - 1 in all"));
   }
-  std::vector<BlockKey> keys;
-  size_t count = tokens.size();
-  if (!options_.short_last_block || most_tokens < count) {
-    count = std::min(count, most_tokens) / options_.tokens_per_block * options_.tokens_per_block;
+  if (!items.empty() && items[0].first_token < tokens_) {
+    return absl::InvalidArgumentError(absl::StrCat("items[0] begins at token ",
+                                                   items[0].first_token, ", but ", tokens_,
+                                                   " tokens are there already"));
   }
-  if (count == 0) return keys;
-  absl::Status status =
-      ChainKeys(root_, tokens.subspan(0, count), options_.tokens_per_block, &keys);
-  if (!status.ok()) return status;
-  return keys;
+  std::vector<PromptItem> all_items;
+  for (const Item& item : items_) {
+    all_items.push_back({item.first_token, item.tokens, item.digest});
+  }
+  all_items.insert(all_items.end(), items.begin(), items.end());
+  if (absl::Status status = ValidateItems(all_items); !status.ok()) return status;
+
+  std::vector<int32_t> joined;
+  if (!tail_.empty()) {
+    joined = std::move(tail_);
+    joined.insert(joined.end(), tokens.begin(), tokens.end());
+  }
+  absl::Span<const int32_t> rest = joined.empty() ? tokens : absl::MakeConstSpan(joined);
+  const PagedCacheOptions& options = owner_->options_;
+  keys_.resize(whole_blocks_);  // without the short one
+  BlockKey parent = keys_.empty() ? root_ : keys_.back();
+  while (!rest.empty()) {
+    const absl::Span<const int32_t> block = rest.subspan(0, options.tokens_per_block);
+    const bool whole = block.size() == options.tokens_per_block;
+    if (!whole && !options.short_last_block) break;
+    const auto first = static_cast<uint32_t>(whole_blocks_ * options.tokens_per_block);
+    parent = *TokenBlockKey(parent, block,
+                            BlockExtra(all_items, first, static_cast<uint32_t>(block.size())));
+    keys_.push_back(parent);
+    if (!whole) break;
+    ++whole_blocks_;
+    rest.remove_prefix(block.size());
+  }
+  tokens_ += static_cast<uint32_t>(tokens.size());
+  tail_.assign(rest.begin(), rest.end());
+  std::vector<Item> behind;
+  for (const PromptItem& item : all_items) {
+    if (item.first_token < tokens_ - tail_.size()) continue;
+    behind.push_back({item.first_token, item.tokens, std::string(item.digest)});
+  }
+  items_ = std::move(behind);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<PagedCache::Prompt> PagedCache::Hash(absl::Span<const int32_t> tokens,
+                                                    const PromptOptions& options) const {
+  Prompt prompt(*this, ns_, root_);
+  if (options.adapter.has_value() || options.tenant.has_value()) {
+    Namespace ns = options_.ns;
+    if (options.adapter.has_value()) ns.adapter = std::string(*options.adapter);
+    if (options.tenant.has_value()) ns.tenant = std::string(*options.tenant);
+    const absl::StatusOr<BlockKey> root = RootKey(ns);
+    if (!root.ok()) return root.status();
+    const absl::StatusOr<NamespaceId> id = cache_.Register(ns);
+    if (!id.ok()) return id.status();
+    prompt = Prompt(*this, *id, *root);
+  }
+  if (absl::Status status = prompt.Append(tokens, options.items); !status.ok()) return status;
+  return prompt;
+}
+
+absl::Status PagedCache::CheckOwner(const Prompt& prompt) const {
+  if (prompt.owner_ == this) return absl::OkStatus();
+  return absl::InvalidArgumentError("prompt: another PagedCache has hashed it");
 }
 
 TokenRange PagedCache::TokensOf(size_t block, size_t tokens) const {
@@ -89,43 +208,60 @@ TokenRange PagedCache::TokensOf(size_t block, size_t tokens) const {
 absl::StatusOr<PagedCache::Saved> PagedCache::Save(absl::Span<const int32_t> tokens,
                                                    absl::Span<const int32_t> page_table,
                                                    Stream stream, const PagedSaveOptions& options) {
-  const absl::StatusOr<std::vector<BlockKey>> keys = KeysOf(tokens, tokens.size());
-  if (!keys.ok()) return keys.status();
-  absl::Status in_pages =
-      ValidateTokens(pages_, page_table, {0, static_cast<uint32_t>(tokens.size())});
+  const absl::StatusOr<Prompt> prompt = Hash(tokens);
+  if (!prompt.ok()) return prompt.status();
+  return Save(*prompt, page_table, stream, options);
+}
+
+absl::StatusOr<PagedCache::Saved> PagedCache::Save(const Prompt& prompt,
+                                                   absl::Span<const int32_t> page_table,
+                                                   Stream stream, const PagedSaveOptions& options) {
+  if (absl::Status status = CheckOwner(prompt); !status.ok()) return status;
+  absl::Status in_pages = ValidateTokens(pages_, page_table, {0, prompt.tokens()});
   if (!in_pages.ok()) return in_pages;
 
-  PutOptions put = {.ns = ns_, .ttl = options.ttl};
-  put.chain_blocks = static_cast<uint32_t>(keys->size());
+  const absl::Span<const BlockKey> keys = prompt.keys();
+  PutOptions put = {.ns = prompt.ns_, .ttl = options.ttl};
+  put.chain_blocks = static_cast<uint32_t>(keys.size());
   put.priority = options.priority;
   put.keep_priority_for = options.keep_priority_for;
   Saved saved;
   std::vector<Write> writes;
-  for (size_t block = 0; block < keys->size(); ++block) {
-    const TokenRange range = TokensOf(block, tokens.size());
+  std::vector<Transfer> left;  // to other writers
+  for (size_t block = 0; block < keys.size(); ++block) {
+    const TokenRange range = TokensOf(block, prompt.tokens());
     const size_t bytes = *pages_.layout.BlockBytes(range.count);
     put.recompute_cost = options.recompute_cost_per_token * range.count;
-    absl::StatusOr<WriteLease> lease =
-        cache_.Reserve((*keys)[block], {bytes, pages_.layout.layers}, put);
+    const BlockKey& key = keys[block];
+    absl::StatusOr<WriteLease> lease;
+    std::optional<Transfer> others;
+    // Again when who wrote the block has ended meanwhile.
+    for (int tries = 0; tries < 2 && !others.has_value(); ++tries) {
+      lease = cache_.Reserve(key, {bytes, pages_.layout.layers}, put);
+      if (!absl::IsUnavailable(lease.status()) || !lease.status().message().empty()) break;
+      others = writers_->Wait(key, pages_.layout.layers - 1);
+    }
     if (lease.ok()) {
       saved.copied_tokens += range.count;
-      writes.push_back({*std::move(lease), range});
+      writes.push_back({*std::move(lease), range, key, writers_->Begin(key)});
+    } else if (others.has_value()) {
+      left.push_back(*std::move(others));
     } else if (absl::IsInvalidArgument(lease.status()) && writes.empty()) {
       return lease.status();  // of the options
-    } else if (!absl::IsAlreadyExists(lease.status()) && !absl::IsUnavailable(lease.status())) {
+    } else if (!absl::IsAlreadyExists(lease.status())) {
       saved.stopped = lease.status();
       break;
     }
     saved.tokens += range.count;
-    put.parent = (*keys)[block];
+    put.parent = key;
   }
-  saved.copies = Copy(std::move(writes), page_table, stream);
+  saved.copies = Copy(std::move(writes), std::move(left), page_table, stream);
   return saved;
 }
 
-Transfer PagedCache::Copy(std::vector<Write> writes, absl::Span<const int32_t> page_table,
-                          Stream stream) {
-  if (writes.empty()) return {};
+Transfer PagedCache::Copy(std::vector<Write> writes, std::vector<Transfer> left,
+                          absl::Span<const int32_t> page_table, Stream stream) {
+  if (writes.empty() && left.empty()) return {};
   std::vector<PagedWriteOp> ops;
   ops.reserve(writes.size() * pages_.layout.layers);
   std::vector<uint32_t> write_of_op;
@@ -144,53 +280,91 @@ Transfer PagedCache::Copy(std::vector<Write> writes, absl::Span<const int32_t> p
   }
   const auto shared = std::make_shared<std::vector<Write>>(std::move(writes));
   const LeasedCopies leased(cache_);
-  Transfer copies = WritePages(leased.backend(), pages_, page_table, ops, stream);
+  Transfer copies;
+  if (!ops.empty()) copies = WritePages(leased.backend(), pages_, page_table, ops, stream);
   if (!copies.Done()) internal::Keep(copies, leased.Pin({}));
   const auto mu = std::make_shared<Mutex>();
-  internal::OnOpDone(copies, [shared, mu, write_of_op = std::move(write_of_op)](
+  internal::OnOpDone(copies, [shared, mu, writers = writers_, write_of_op = std::move(write_of_op)](
                                  size_t op, const absl::Status& status) {
     Write& write = (*shared)[write_of_op[op]];
     {
       MutexLock lock(*mu);
-      write.failed |= !status.ok();
+      write.failed.Update(status);
       if (--write.copies > 0) return;
     }
-    write.End();
+    write.End(*writers);
   });
-  return copies;
+  if (left.empty()) return copies;
+
+  std::vector<uint32_t> parts;
+  parts.reserve(ops.size() + left.size());
+  for (const PagedWriteOp& op : ops) parts.push_back(op.part);
+  parts.resize(ops.size() + left.size(), pages_.layout.layers - 1);
+  const auto own = std::make_shared<Transfer>(std::move(copies));
+  const TransferSource all(parts, {.order =
+                                       [own](Stream on, int64_t part) {
+                                         return part < 0 ? own->WaitOn(on)
+                                                         : own->WaitPartOn(
+                                                               on, static_cast<uint32_t>(part));
+                                       },
+                                   .cancel = [own] { own->Cancel(); }});
+  internal::OnOpDone(*own,
+                     [all](size_t op, const absl::Status& status) { all.Complete(op, status); });
+  for (size_t i = 0; i < left.size(); ++i) {
+    internal::OnOpDone(left[i], [all, op = ops.size() + i](size_t, const absl::Status& status) {
+      all.Complete(op, status);
+    });
+  }
+  return all.transfer();
 }
 
 absl::StatusOr<uint32_t> PagedCache::Lookup(absl::Span<const int32_t> tokens) const {
-  const absl::StatusOr<std::vector<BlockKey>> keys = KeysOf(tokens, tokens.size());
-  if (!keys.ok()) return keys.status();
-  const size_t blocks = cache_.LookupPrefix({.ns = ns_, .keys = *keys});
-  return static_cast<uint32_t>(std::min<size_t>(tokens.size(), blocks * options_.tokens_per_block));
+  const absl::StatusOr<Prompt> prompt = Hash(tokens);
+  if (!prompt.ok()) return prompt.status();
+  return Lookup(*prompt);
+}
+
+absl::StatusOr<uint32_t> PagedCache::Lookup(const Prompt& prompt) const {
+  if (absl::Status status = CheckOwner(prompt); !status.ok()) return status;
+  const size_t blocks = cache_.LookupPrefix({.ns = prompt.ns_, .keys = prompt.keys()});
+  return static_cast<uint32_t>(
+      std::min<size_t>(prompt.tokens(), blocks * options_.tokens_per_block));
 }
 
 absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> tokens,
                                                     absl::Span<const int32_t> page_table,
                                                     Stream stream, uint32_t first_token) {
-  if (first_token > tokens.size()) {
+  const absl::StatusOr<Prompt> prompt = Hash(tokens);
+  if (!prompt.ok()) return prompt.status();
+  return Load(*prompt, page_table, stream, first_token);
+}
+
+absl::StatusOr<PagedCache::Loaded> PagedCache::Load(const Prompt& prompt,
+                                                    absl::Span<const int32_t> page_table,
+                                                    Stream stream, uint32_t first_token) {
+  if (absl::Status status = CheckOwner(prompt); !status.ok()) return status;
+  if (first_token > prompt.tokens()) {
     return absl::InvalidArgumentError(
-        absl::StrCat("first_token: ", first_token, " of ", tokens.size(), " tokens"));
+        absl::StrCat("first_token: ", first_token, " of ", prompt.tokens(), " tokens"));
   }
-  const size_t most_tokens = size_t{pages_.page_tokens} * page_table.size();
-  const absl::StatusOr<std::vector<BlockKey>> keys = KeysOf(tokens, most_tokens);
-  if (!keys.ok()) return keys.status();
+  const auto wanted = static_cast<uint32_t>(
+      std::min<size_t>(prompt.tokens(), size_t{pages_.page_tokens} * page_table.size()));
+  absl::Span<const BlockKey> keys = prompt.keys();
+  if (wanted < prompt.tokens()) keys = keys.subspan(0, wanted / options_.tokens_per_block);
   Loaded loaded = {.tokens = first_token};
-  const auto in_blocks = static_cast<uint32_t>(
-      std::min<size_t>(tokens.size(), keys->size() * options_.tokens_per_block));
-  if (in_blocks == 0) return loaded;
+  const auto in_blocks =
+      static_cast<uint32_t>(std::min<size_t>(wanted, keys.size() * options_.tokens_per_block));
   if (in_blocks > first_token) {
     absl::Status in_pages =
         ValidateTokens(pages_, page_table, {first_token, in_blocks - first_token});
     if (!in_pages.ok()) return in_pages;
   }
 
-  PrefixMatch match = cache_.Match({.ns = ns_,
-                                    .keys = *keys,
+  PrefixMatch match = cache_.Match({.ns = prompt.ns_,
+                                    .keys = keys,
                                     .tokens_per_block = options_.tokens_per_block,
-                                    .tokens = in_blocks});
+                                    .tokens = wanted,
+                                    .first_token = first_token});
   loaded.tokens = std::max(match.tokens, first_token);
   const size_t first_block =
       match.tokens > first_token ? first_token / options_.tokens_per_block : match.blocks.size();

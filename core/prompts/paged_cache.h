@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "kvcache/core/cache/cache.h"
@@ -27,8 +29,19 @@ struct PagedCacheOptions {
   // Whether the tokens behind the last whole block are a block too, which only the same prompt
   // finds again. False for conversations, whose next turn goes on in that block.
   bool short_last_block = true;
-  // What else must match for K/V to be interchangeable; its layout is that of the pages.
+  // What else must match for K/V to be interchangeable; its layout is that of the pages. A request
+  // may have another adapter and tenant: see PromptOptions.
   Namespace ns = {};
+};
+
+// What a request says of its prompt besides the ids. Views: valid during the call.
+struct PromptOptions {
+  // Images and other things behind placeholder tokens: without them, two prompts that differ in
+  // nothing else share their K/V.
+  absl::Span<const PromptItem> items = {};
+  // Default: those of PagedCacheOptions::ns.
+  std::optional<absl::string_view> adapter = std::nullopt;
+  std::optional<absl::string_view> tenant = std::nullopt;
 };
 
 struct PagedSaveOptions {
@@ -63,28 +76,74 @@ class PagedCache {
   static absl::StatusOr<std::unique_ptr<PagedCache>> Create(Cache* cache, const PagedKv& pages,
                                                             const PagedCacheOptions& options);
 
+  // A prompt and the keys of its blocks, so that Lookup, Load and Save hash it once. A value of the
+  // PagedCache that hashed it; keeps no tokens but those behind the last whole block.
+  // Thread-compatible.
+  class Prompt {
+   public:
+    uint32_t tokens() const { return tokens_; }
+    // Of the whole blocks, and of the short last one if that is wanted.
+    absl::Span<const BlockKey> keys() const { return keys_; }
+
+    // Appends tokens, and hashes the blocks that become whole and the short last one: not what is
+    // hashed already. `items` begin in these tokens or behind them; their first_token counts from
+    // the beginning of the prompt. kInvalidArgument, with nothing changed, when there are no tokens
+    // or would be 2^32 and more, for an item that begins before them, and as ValidateItems().
+    absl::Status Append(absl::Span<const int32_t> tokens, absl::Span<const PromptItem> items = {});
+
+   private:
+    friend class PagedCache;
+    struct Item {
+      uint32_t first_token;
+      uint32_t tokens;
+      std::string digest;
+    };
+
+    Prompt(const PagedCache& owner, NamespaceId ns, const BlockKey& root)
+        : owner_(&owner), ns_(ns), root_(root) {}
+
+    const PagedCache* owner_;
+    NamespaceId ns_;
+    BlockKey root_;
+    uint32_t tokens_ = 0;
+    size_t whole_blocks_ = 0;
+    std::vector<BlockKey> keys_;
+    std::vector<int32_t> tail_;  // behind the whole blocks
+    std::vector<Item> items_;    // that begin behind the whole blocks
+  };
+  // Hashes a prompt. Errors: those of Append() and of Namespace::Validate().
+  absl::StatusOr<Prompt> Hash(absl::Span<const int32_t> tokens,
+                              const PromptOptions& options = {}) const;
+
   struct Saved {
-    // Leading tokens that are in the cache, or will be when these copies, and those of others who
-    // save the same blocks now, have ended.
+    // Leading tokens that are in the cache, or will be when `copies` has ended well.
     uint32_t tokens = 0;
     uint32_t copied_tokens = 0;  // of these, by this call
     // Why the rest is not: what Cache::Reserve() said of the block behind; OK: there is none.
+    // kUnavailable: somebody writes it by other means than Save().
     absl::Status stopped = absl::OkStatus();
     // An op for each layer of each block that is copied, layer by layer; its part is the layer. A
     // block becomes visible as its last layer has been copied, and Wait() returns after that. A
     // block with a failed op leaves nothing behind, and those behind it neither.
+    // Behind these is an op for each block that another Save() into this cache copies now: it
+    // ends with that copy, and with kAborted when that has failed. WaitOn() does not wait for it,
+    // since it does not read these pages.
     Transfer copies = {};
   };
-  // `tokens`: the prompt from its beginning; token i is in page_table[i / page_tokens]. Behind the
+  // Token i of the prompt is in page_table[i / page_tokens]. Behind the
   // work that is on `stream`; the pages must not change before the copies have ended. What they
   // hold is taken for right: after a Load() wait for its copies first, since one that
   // fails may have dropped the block, and this would put the wrong bytes in its place.
-  // kInvalidArgument when there are no tokens, they are not all in pages, or Cache::Reserve() says
-  // so of the options.
+  // kInvalidArgument when the prompt is another PagedCache's, its tokens are not all in pages, or
+  // Cache::Reserve() says so of the options.
+  absl::StatusOr<Saved> Save(const Prompt& prompt, absl::Span<const int32_t> page_table,
+                             Stream stream = {}, const PagedSaveOptions& options = {});
+  // The same after Hash(tokens), as the overloads below.
   absl::StatusOr<Saved> Save(absl::Span<const int32_t> tokens, absl::Span<const int32_t> page_table,
                              Stream stream = {}, const PagedSaveOptions& options = {});
 
   // How many leading tokens a Load would find now. Touches and pins nothing.
+  absl::StatusOr<uint32_t> Lookup(const Prompt& prompt) const;
   absl::StatusOr<uint32_t> Lookup(absl::Span<const int32_t> tokens) const;
 
   struct Loaded {
@@ -100,10 +159,13 @@ class PagedCache {
   // Loads what there is of the prompt's beginning, as much as the page table has pages for, behind
   // the work that is on `stream`. The engine has what is before `first_token` already: nothing of
   // it is written, and its pages need not be in the table; but its blocks are hits like the others,
-  // so that they stay as long as the engine uses them. kInvalidArgument when there are no
-  // tokens, first_token is behind the last one, or a page of a token from there on is not one of
-  // the engine's; kFailedPrecondition when somebody has put a block of another size, or of other
-  // parts than one for each layer, under a key of the prompt.
+  // so that they stay as long as the engine uses them. kInvalidArgument when the prompt is
+  // another PagedCache's, first_token is behind its last token, or a page of a token from there on
+  // is not one of the engine's; kFailedPrecondition when somebody has put a block of another size,
+  // or of other parts than one for each layer, under a key of the prompt. Each Load is one request
+  // in the statistics; the tokens asked for are those that the page table has pages for.
+  absl::StatusOr<Loaded> Load(const Prompt& prompt, absl::Span<const int32_t> page_table,
+                              Stream stream = {}, uint32_t first_token = 0);
   absl::StatusOr<Loaded> Load(absl::Span<const int32_t> tokens,
                               absl::Span<const int32_t> page_table, Stream stream = {},
                               uint32_t first_token = 0);
@@ -112,23 +174,23 @@ class PagedCache {
 
  private:
   struct Write;
+  struct Writers;
 
   PagedCache(Cache* cache, const PagedKv& pages, const PagedCacheOptions& options, NamespaceId ns,
-             const BlockKey& root)
-      : cache_(*cache), pages_(pages), options_(options), ns_(ns), root_(root) {}
+             const BlockKey& root);
 
-  // The keys of the blocks of the first `most_tokens` tokens.
-  absl::StatusOr<std::vector<BlockKey>> KeysOf(absl::Span<const int32_t> tokens,
-                                               size_t most_tokens) const;
+  absl::Status CheckOwner(const Prompt& prompt) const;
   TokenRange TokensOf(size_t block, size_t tokens) const;
-  // Copies what was reserved, all in one call.
-  Transfer Copy(std::vector<Write> writes, absl::Span<const int32_t> page_table, Stream stream);
+  // Copies what was reserved, all in one call. `left` are one-op transfers of other writers.
+  Transfer Copy(std::vector<Write> writes, std::vector<Transfer> left,
+                absl::Span<const int32_t> page_table, Stream stream);
 
   Cache& cache_;
   const PagedKv pages_;
   const PagedCacheOptions options_;
   const NamespaceId ns_;
   const BlockKey root_;
+  const std::shared_ptr<Writers> writers_;  // the copies of Save() use it, which may end later
 };
 
 }  // namespace kvcache

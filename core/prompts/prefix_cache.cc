@@ -46,7 +46,7 @@ absl::Status CheckShape(absl::string_view name, const KvTensor& tensor, const Kv
 }  // namespace
 
 absl::StatusOr<BlockKey> Prefix::Key(const BlockKey& root) const {
-  return text_.has_value() ? TextKey(root, *text_) : TokenBlockKey(root, tokens_);
+  return text_.has_value() ? TextKey(root, *text_, extra_) : TokenBlockKey(root, tokens_, extra_);
 }
 
 std::string KvTensor::ToString() const {
@@ -173,9 +173,12 @@ absl::Status PrefixCache::Put(const Prefix& prefix, absl::Span<const Written> la
   // Before the namespace is registered: a put that makes no sense leaves none behind.
   absl::StatusOr<Target> target = Check(*candidate, prefix, layers);
   if (!target.ok()) return target.status();
-  absl::StatusOr<NamespaceId> ns = cache_->Register(NamespaceOf(candidate->layout));
-  if (!ns.ok()) return ns.status();
-  candidate->ns = *ns;
+  if (!ns_.has_value()) {
+    absl::StatusOr<NamespaceId> ns = cache_->Register(NamespaceOf(candidate->layout));
+    if (!ns.ok()) return ns.status();
+    ns_ = *ns;
+  }
+  candidate->ns = *ns_;
   absl::Status status = PutAs(*candidate, prefix, layers, options);
   if (!status.ok()) return status;
   fixed_ = std::make_unique<const Format>(*std::move(candidate));
@@ -234,10 +237,17 @@ absl::Status PrefixCache::Write(const Format& format, const Target& target,
                      ", but the prefix has ", other.tokens(), " tokens"));
   }
   const bool replaces = old.holds() && (all || committed[layers.front().layer]);
-  if (!replaces || all) old.Release();  // so that it may make room
-  absl::StatusOr<WriteLease> lease =
-      replaces ? cache_->ReserveReplacement(target.key, target.size, options)
-               : cache_->Reserve(target.key, target.size, options);
+  if (!replaces) old.Release();
+  const auto reserve = [&] {
+    return replaces ? cache_->ReserveReplacement(target.key, target.size, options)
+                    : cache_->Reserve(target.key, target.size, options);
+  };
+  absl::StatusOr<WriteLease> lease = reserve();
+  // As long as the old entry is pinned, it is not evicted for a put that fails.
+  if (all && old.holds() && absl::IsResourceExhausted(lease.status())) {
+    old.Release();
+    lease = reserve();
+  }
   if (!lease.ok()) return lease.status();
   for (const Written& layer : layers) {
     const absl::Status copied =

@@ -36,6 +36,11 @@ class Prefix {
   Prefix(const std::string& text) : text_(text) {}                 // NOLINT: implicit
   Prefix(absl::Span<const int32_t> tokens) : tokens_(tokens) {}    // NOLINT: implicit
   Prefix(const std::vector<int32_t>& tokens) : tokens_(tokens) {}  // NOLINT: implicit
+  // `extra` is a digest of what the text or the ids do not say: the images behind placeholders.
+  // Without it, two prefixes that differ in nothing else share their K/V.
+  Prefix(absl::string_view text, absl::string_view extra) : text_(text), extra_(extra) {}
+  Prefix(absl::Span<const int32_t> tokens, absl::string_view extra)
+      : tokens_(tokens), extra_(extra) {}
 
   // Errors: those of TextKey() and TokenBlockKey().
   absl::StatusOr<BlockKey> Key(const BlockKey& root) const;
@@ -43,6 +48,7 @@ class Prefix {
  private:
   std::optional<absl::string_view> text_;
   absl::Span<const int32_t> tokens_;
+  absl::string_view extra_;
 };
 
 // The K or the V of one layer: contiguous [tokens, kv_heads, head_dim]. A view.
@@ -133,7 +139,7 @@ class PrefixCache {
       std::unique_ptr<EvictionPolicy> policy);
 
   // Puts one layer. Replacing a layer copies the others, and needs room for both entries meanwhile.
-  // Errors, after none of which anything has changed:
+  // Errors, after which what was there of the prefix is there still:
   //   kInvalidArgument     an empty prefix; layer not below the number of layers; null or
   //                        misaligned data; another dtype or shape than before, which the message
   //                        shows both of; K and V that differ; more bytes than the cache has
@@ -145,7 +151,8 @@ class PrefixCache {
                        const PrefixPutOptions& options = {});
 
   // Puts all layers, layers[i] as number i; they become readable together. What was there is
-  // replaced, also by another number of tokens. Errors: the same; kInvalidArgument for another
+  // replaced, also by another number of tokens; where there is no room for both, it goes first, and
+  // is lost if the new one cannot be written then. Errors: the same; kInvalidArgument for another
   // number of layers.
   absl::Status CacheAllLayers(const Prefix& prefix, absl::Span<const LayerKv> layers,
                               const PrefixPutOptions& options = {});
@@ -169,7 +176,7 @@ class PrefixCache {
 
   uint32_t layers() const { return options_.layers; }
   // Reads of all layers are block lookups, reads of one are layer lookups.
-  CacheStats GetStats() const { return cache_->stats(); }
+  CacheStats stats() const { return cache_->stats(); }
 
  private:
   // What the first put decides.
@@ -194,7 +201,7 @@ class PrefixCache {
     BlockSize size;
   };
 
-  // Its namespace is not registered yet.
+  // Without the id of its namespace.
   absl::StatusOr<Format> FormatOf(const KvTensor& tensor);
   Namespace NamespaceOf(const KvLayout& layout) const;
   // nullptr before the first put.
@@ -223,6 +230,9 @@ class PrefixCache {
   // One writer at a time for a key. Clear() holds all of them: fewer than the 64 locks that the
   // thread sanitizer can follow.
   std::array<Mutex, 32> writers_;
+  // Registered by the first put that makes sense, whether or not it succeeds: keys are told apart
+  // by the format's root, so that another format can have it.
+  std::optional<NamespaceId> ns_ ABSL_GUARDED_BY(first_put_);
   std::unique_ptr<const Format> fixed_ ABSL_GUARDED_BY(first_put_);
   std::atomic<const Format*> format_ = nullptr;  // fixed_, once it is set for good
 };

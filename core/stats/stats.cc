@@ -25,7 +25,7 @@ using Gauge = Metric<CacheUsage, size_t>;
 constexpr std::array kCounters = {
     Counter{&CacheCounters::request_lookups, "request_lookups_total", "Prompts looked up."},
     Counter{&CacheCounters::request_hits, "request_hits_total",
-            "Prompts of which every block was there."},
+            "Prompts that were there as a whole."},
     Counter{&CacheCounters::block_lookups, "block_lookups_total", "Blocks looked up."},
     Counter{&CacheCounters::block_hits, "block_hits_total", "Blocks that were there."},
     Counter{&CacheCounters::block_pending, "block_pending_total",
@@ -36,8 +36,10 @@ constexpr std::array kCounters = {
             "Single layers looked up while they were being written."},
     Counter{&CacheCounters::tokens_looked_up, "looked_up_tokens_total",
             "Tokens of the prompts looked up."},
-    Counter{&CacheCounters::tokens_reused, "reused_tokens_total",
-            "Tokens in the blocks of prompts that were there."},
+    Counter{&CacheCounters::tokens_found, "found_tokens_total",
+            "Tokens of the prompts looked up that were there."},
+    Counter{&CacheCounters::tokens_loaded, "loaded_tokens_total",
+            "Tokens that were there and that the caller did not have itself."},
     Counter{&CacheCounters::blocks_written, "written_blocks_total", "Blocks that became complete."},
     Counter{&CacheCounters::evictions, "evictions_total", "Blocks evicted to make room."},
     Counter{&CacheCounters::evicted_before_reuse, "evictions_before_reuse_total",
@@ -117,8 +119,36 @@ void AppendLine(std::string* text, absl::string_view title, absl::string_view li
   absl::StrAppendFormat(text, "%-15s%s\n", title, line);
 }
 
+// Bytes of the UTF-8 sequence that `text` begins with; 0 when it begins with none.
+size_t SequenceLength(absl::string_view text) {
+  const auto byte = [text](size_t i) {
+    return i < text.size() ? static_cast<uint8_t>(text[i]) : uint8_t{0};
+  };
+  const auto follows = [byte](size_t i) { return (byte(i) & 0xC0) == 0x80; };
+  const uint8_t lead = byte(0);
+  if (lead < 0x80) return 1;
+  if (lead >= 0xC2 && lead <= 0xDF) return follows(1) ? 2 : 0;
+  if (lead >= 0xE0 && lead <= 0xEF) {
+    // Neither what a shorter sequence can say nor the surrogates.
+    if ((lead == 0xE0 && byte(1) < 0xA0) || (lead == 0xED && byte(1) > 0x9F)) return 0;
+    return follows(1) && follows(2) ? 3 : 0;
+  }
+  if (lead >= 0xF0 && lead <= 0xF4) {
+    if ((lead == 0xF0 && byte(1) < 0x90) || (lead == 0xF4 && byte(1) > 0x8F)) return 0;
+    return follows(1) && follows(2) && follows(3) ? 4 : 0;
+  }
+  return 0;
+}
+
+// A label's value as the format wants it: UTF-8, in which each byte that is none becomes U+FFFD.
 std::string Escaped(absl::string_view label) {
-  return absl::StrReplaceAll(label, {{"\\", "\\\\"}, {"\"", "\\\""}, {"\n", "\\n"}});
+  std::string valid;
+  while (!label.empty()) {
+    const size_t length = SequenceLength(label);
+    absl::StrAppend(&valid, length == 0 ? "\xEF\xBF\xBD" : label.substr(0, length));
+    label.remove_prefix(length == 0 ? 1 : length);
+  }
+  return absl::StrReplaceAll(valid, {{"\\", "\\\\"}, {"\"", "\\\""}, {"\n", "\\n"}});
 }
 
 std::string Seconds(absl::Duration duration) {
@@ -221,16 +251,28 @@ std::string StatsText(const CacheStats& stats) {
   AppendLine(&text, "cache",
              absl::StrCat("backend ", stats.backend, ", policy ", stats.policy, ", ",
                           stats.namespaces.size(), " namespaces"));
-  AppendLine(&text, "requests hit", Ratio(c.request_hits, c.request_lookups, "requests"));
-  AppendLine(&text, "blocks hit",
-             absl::StrCat(Ratio(c.block_hits, c.block_lookups, "blocks"), ", ", c.block_pending,
-                          " pending, ", c.block_misses(), " missed"));
-  AppendLine(&text, "layers hit",
-             absl::StrCat(Ratio(c.layer_hits, c.layer_lookups, "layers"), ", ", c.layer_pending,
-                          " pending, ", c.layer_misses(), " missed"));
-  AppendLine(&text, "tokens reused",
-             absl::StrCat(Ratio(c.tokens_reused, c.tokens_looked_up, "tokens"), ", ",
-                          absl::FormatDuration(c.compute_saved), " of computing saved"));
+  // What nobody has asked for has no line.
+  if (c.request_lookups > 0) {
+    AppendLine(&text, "requests hit", Ratio(c.request_hits, c.request_lookups, "requests"));
+  }
+  if (c.block_lookups > 0) {
+    AppendLine(&text, "blocks hit",
+               absl::StrCat(Ratio(c.block_hits, c.block_lookups, "blocks"), ", ", c.block_pending,
+                            " pending, ", c.block_misses(), " missed"));
+  }
+  if (c.layer_lookups > 0) {
+    AppendLine(&text, "layers hit",
+               absl::StrCat(Ratio(c.layer_hits, c.layer_lookups, "layers"), ", ", c.layer_pending,
+                            " pending, ", c.layer_misses(), " missed"));
+  }
+  if (c.tokens_looked_up > 0) {
+    AppendLine(&text, "tokens found",
+               absl::StrCat(Ratio(c.tokens_found, c.tokens_looked_up, "tokens"), ", ",
+                            c.tokens_loaded, " loaded"));
+  }
+  if (c.compute_saved > absl::ZeroDuration()) {
+    AppendLine(&text, "compute saved", absl::FormatDuration(c.compute_saved));
+  }
   AppendLine(&text, "memory",
              absl::StrCat(Ratio(u.bytes_in_use, stats.capacity_bytes, "bytes"), ": ",
                           Bytes(u.bytes_in_use), " of ", Bytes(stats.capacity_bytes), ", peak ",
@@ -245,7 +287,9 @@ std::string StatsText(const CacheStats& stats) {
       &text, "copied",
       absl::StrCat(Bytes(c.bytes_written), " in, ", Bytes(c.bytes_read), " out, ", c.blocks_written,
                    " blocks written, ", c.failed_writes, " writes failed"));
-  AppendLine(&text, "never reused", Ratio(c.evicted_before_reuse, c.evictions, "evicted blocks"));
+  if (c.evictions > 0) {
+    AppendLine(&text, "never reused", Ratio(c.evicted_before_reuse, c.evictions, "evicted blocks"));
+  }
   AppendLine(&text, "gone",
              absl::StrCat(c.evictions, " evicted, ", c.expirations, " expired, ", c.erased,
                           " erased, ", c.replaced, " replaced, ", c.corrupted, " corrupted"));

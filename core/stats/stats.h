@@ -17,7 +17,8 @@ namespace kvcache {
 // Events since the cache was made; they only grow. Every lookup is counted once, as a hit, as
 // pending (somebody is writing it) or as a miss, and under the name of what was asked for.
 struct CacheCounters {
-  // Match: one request each. A request hits when all of its blocks were there.
+  // Match: one request each. A request hits when all of its blocks, and all of its tokens if it
+  // says how many they are, were there.
   uint64_t request_lookups = 0;
   uint64_t request_hits = 0;
   // Get, GetMany, ReadInto, and each block of a Match; blocks behind the first one missing are
@@ -29,9 +30,11 @@ struct CacheCounters {
   uint64_t layer_lookups = 0;
   uint64_t layer_hits = 0;
   uint64_t layer_pending = 0;
-  // Match: tokens of the chain, and those in blocks that were there.
+  // Match: tokens of the prompts asked for; those of them in leading blocks that were there; and
+  // those of these that the caller did not have itself (Chain::first_token).
   uint64_t tokens_looked_up = 0;
-  uint64_t tokens_reused = 0;
+  uint64_t tokens_found = 0;
+  uint64_t tokens_loaded = 0;
   // Recompute cost of what was hit; a hit on p of P parts adds p/P of it.
   absl::Duration compute_saved;
 
@@ -117,7 +120,8 @@ struct CacheStats {
 std::string StatsText(const CacheStats& stats);
 
 // The Prometheus text exposition format, version 0.0.4; every metric starts with `kvcache_` and has
-// the labels namespace (the id) and model where it is kept per namespace. Label values are escaped.
+// the labels namespace (the id) and model where it is kept per namespace. Label values are escaped;
+// bytes in them that are not UTF-8 become U+FFFD.
 // The backend's own figures are kvcache_backend_NAME, its facts labels of kvcache_backend_info.
 std::string PrometheusText(const CacheStats& stats);
 

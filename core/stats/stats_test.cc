@@ -40,7 +40,8 @@ CacheStats Example() {
   ns.counters.block_hits = 1100;
   ns.counters.block_pending = 40;
   ns.counters.tokens_looked_up = 19200;
-  ns.counters.tokens_reused = 17600;
+  ns.counters.tokens_found = 17600;
+  ns.counters.tokens_loaded = 16000;
   ns.counters.compute_saved = absl::Seconds(12.25);
   ns.counters.blocks_written = 61;
   ns.counters.evictions = 8;
@@ -181,7 +182,8 @@ TEST(StatsTest, NoCounterIsForgotten) {
                             &counters.layer_hits,
                             &counters.layer_pending,
                             &counters.tokens_looked_up,
-                            &counters.tokens_reused,
+                            &counters.tokens_found,
+                            &counters.tokens_loaded,
                             &counters.blocks_written,
                             &counters.evictions,
                             &counters.evicted_before_reuse,
@@ -215,8 +217,8 @@ TEST(StatsTest, TextForPeopleIsAFewAlignedLines) {
             "cache          backend cpu_ram, policy lru, 2 namespaces\n"
             "requests hit   97 of 100 requests (97.0 %)\n"
             "blocks hit     1100 of 1200 blocks (91.7 %), 40 pending, 60 missed\n"
-            "layers hit     0 of 0 layers, 0 pending, 0 missed\n"
-            "tokens reused  17600 of 19200 tokens (91.7 %), 12.25s of computing saved\n"
+            "tokens found   17600 of 19200 tokens (91.7 %), 16000 loaded\n"
+            "compute saved  12.25s\n"
             "memory         1073741824 of 4294967296 bytes (25.0 %): 1.0 GiB of 4.0 GiB, peak 3.0 "
             "GiB, detached 1.0 MiB\n"
             "blocks held    50 of 1000 blocks (5.0 %), 48 complete\n"
@@ -245,9 +247,11 @@ TEST(StatsTest, FiguresAndFactsOfTheBackendAreFoundByName) {
   EXPECT_EQ(stats.Text("device"), std::nullopt);
 }
 
-TEST(StatsTest, NothingIsDividedByZero) {
+TEST(StatsTest, WhatNobodyAskedForHasNoLine) {
   const std::string text = StatsText(CacheStats());
-  EXPECT_THAT(text, HasSubstr("0 of 0 requests\n"));
+  EXPECT_THAT(text, Not(HasSubstr(" hit ")));
+  EXPECT_THAT(text, Not(HasSubstr("tokens")));
+  EXPECT_THAT(text, Not(HasSubstr("evicted blocks")));
   EXPECT_THAT(text, Not(HasSubstr("nan")));
   EXPECT_THAT(text, Not(HasSubstr("%")));
 }
@@ -285,10 +289,69 @@ TEST(StatsTest, PrometheusTextFollowsTheFormat) {
   EXPECT_EQ(samples.at("kvcache_compute_saved_seconds_total" + labels), "12.25");
 }
 
+// Decodes as RFC 3629 says; false for anything that is not UTF-8.
+bool IsUtf8(const std::string& text) {
+  for (size_t i = 0; i < text.size();) {
+    const auto lead = static_cast<uint8_t>(text[i]);
+    const size_t length = lead < 0x80             ? 1
+                          : (lead & 0xE0) == 0xC0 ? 2
+                          : (lead & 0xF0) == 0xE0 ? 3
+                          : (lead & 0xF8) == 0xF0 ? 4
+                                                  : 0;
+    if (length == 0 || i + length > text.size()) return false;
+    uint32_t point = length == 1 ? lead : lead & (0x7F >> length);
+    for (size_t k = 1; k < length; ++k) {
+      const auto byte = static_cast<uint8_t>(text[i + k]);
+      if ((byte & 0xC0) != 0x80) return false;
+      point = point << 6 | (byte & 0x3F);
+    }
+    static constexpr uint32_t kFirst[] = {0, 0, 0x80, 0x800, 0x10000};
+    if (point < kFirst[length] || point > 0x10FFFF || (point >= 0xD800 && point < 0xE000)) {
+      return false;
+    }
+    i += length;
+  }
+  return true;
+}
+
+TEST(StatsTest, PrometheusTextIsUtf8WhateverTheNameOfAModel) {
+  CacheStats stats;
+  stats.namespaces.resize(1);
+  std::string& model = stats.namespaces[0].model;
+  for (const std::string valid : {"\u00FC", "\u4E16", "\U0001F30D", "\U0010FFFF", "\u07FF"}) {
+    model = valid;
+    EXPECT_THAT(PrometheusText(stats), HasSubstr("model=\"" + valid + "\""));
+  }
+  for (const auto& [name, shown] : std::vector<std::pair<std::string, std::string>>{
+           {"a\xFFz", "a\uFFFDz"},
+           {"\xC3\"", "\uFFFD\\\""},
+           {"\xE4\xB8\n", "\uFFFD\uFFFD\\n"},
+           {"\xC0\x80", "\uFFFD\uFFFD"},
+           {"\xED\xA0\x80", "\uFFFD\uFFFD\uFFFD"},
+           {"\xF4\x90\x80\x80", "\uFFFD\uFFFD\uFFFD\uFFFD"}}) {
+    model = name;
+    EXPECT_THAT(PrometheusText(stats), HasSubstr("model=\"" + shown + "\""));
+  }
+  // Every two bytes between others, and every start of a longer sequence.
+  for (int first = 0x80; first < 0x100; ++first) {
+    for (int second = 0; second < 0x100; ++second) {
+      for (const char* end : {"", "\x80", "\xBF\xBF"}) {
+        model = {static_cast<char>(first), static_cast<char>(second)};
+        model += end;
+        const std::string text = PrometheusText(stats);
+        ASSERT_TRUE(IsUtf8(text)) << first << " " << second;
+        if (IsUtf8(model) && second >= 0x80) {
+          ASSERT_THAT(text, HasSubstr(model));
+        }
+      }
+    }
+  }
+}
+
 TEST(StatsTest, PrometheusTextHasTheLinesOfAMetricTogether) {
   EXPECT_THAT(
       PrometheusText(Example()),
-      HasSubstr("# HELP kvcache_request_hits_total Prompts of which every block was there.\n"
+      HasSubstr("# HELP kvcache_request_hits_total Prompts that were there as a whole.\n"
                 "# TYPE kvcache_request_hits_total counter\n"
                 "kvcache_request_hits_total{namespace=\"0\",model=\"llama\"} 97\n"
                 "kvcache_request_hits_total{namespace=\"1\",model=\"a \\\"b\\\"\\\\\\n\"} 0\n"

@@ -100,7 +100,7 @@ TEST_F(MeasureTest, TokenBlocksAreRestoredAsFarAsPromptsAgree) {
   const Measured measured = MeasureAll(store.get());
   EXPECT_EQ(Restored(measured.with[0]), (std::vector<size_t>{0, 70, 48, 70, 70}));
   EXPECT_EQ(measured.with[0].logits_mismatches, 0u);
-  EXPECT_EQ(store->stats().counters.tokens_reused, 3 * 70u + 48);
+  EXPECT_EQ(store->stats().counters.tokens_found, 3 * 70u + 48);
 }
 
 TEST_F(MeasureTest, AnswersAreRightAndRefusalsAreToldWhenTheCacheIsTooSmall) {

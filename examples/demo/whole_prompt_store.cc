@@ -39,7 +39,7 @@ class WholePromptStore : public PrefixStore {
     return cache_->CacheAllLayers(prompt, layers, {.recompute_cost = compute});
   }
 
-  CacheStats stats() const override { return cache_->GetStats(); }
+  CacheStats stats() const override { return cache_->stats(); }
 
  private:
   KvTensor Tensor(const float* data, size_t tokens) const {

@@ -512,7 +512,7 @@ TEST_F(CacheTest, MatchStopsAtTheFirstBlockThatIsNotComplete) {
   EXPECT_EQ(counted.block_hits, 2);
   EXPECT_EQ(counted.block_pending, 1);
   EXPECT_EQ(counted.tokens_looked_up, 60);
-  EXPECT_EQ(counted.tokens_reused, 32);
+  EXPECT_EQ(counted.tokens_found, 32);
   ASSERT_TRUE(pending.Commit().ok());
   PrefixMatch match = cache_->Match({.keys = absl::MakeSpan(keys).first(3)});
   EXPECT_EQ(match.blocks.size(), 3);

@@ -397,7 +397,7 @@ TEST(VerifyTest, AReplacedLayerDoesNotTakeOverBytesThatHaveChanged) {
   EXPECT_TRUE(cache->GetCachedKv("p", 0).ok());
   EXPECT_TRUE(cache->GetCachedKv("p", 1).ok());
   EXPECT_TRUE(absl::IsNotFound(cache->GetCachedKv("p", 2).status())) << "lost, not handed on";
-  EXPECT_EQ(cache->GetStats().counters.corrupted, 1);
+  EXPECT_EQ(cache->stats().counters.corrupted, 1);
 }
 
 }  // namespace

@@ -137,7 +137,6 @@ ReferenceCache::PrefixHit ReferenceCache::Match(const Chain& chain) {
   ++count.request_lookups;
   if (hits == wanted) {
     match.end = LookupResult::kHit;
-    ++count.request_hits;
   } else {
     const Handle next = Find(chain.keys[hits]);
     const bool follows = next != nullptr && (hits == 0 || next->parent == nullptr ||
@@ -157,8 +156,11 @@ ReferenceCache::PrefixHit ReferenceCache::Match(const Chain& chain) {
     return std::min<uint32_t>(blocks * chain.tokens_per_block, chain.tokens);
   };
   match.tokens = tokens_in(hits);
-  count.tokens_looked_up += tokens_in(wanted);
-  count.tokens_reused += match.tokens;
+  const uint32_t asked = chain.tokens_per_block == 0 ? 0 : chain.tokens;
+  count.request_hits += hits == wanted && match.tokens == asked;
+  count.tokens_looked_up += asked;
+  count.tokens_found += match.tokens;
+  count.tokens_loaded += match.tokens - std::min(match.tokens, chain.first_token);
   return match;
 }
 

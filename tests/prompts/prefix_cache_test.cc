@@ -89,7 +89,7 @@ class PrefixCacheTest : public ::testing::Test {
   absl::Status PutLayer(const Prefix& prefix, const Tensors& tensors, uint32_t layer) {
     return cache_->CacheKv(prefix, layer, tensors.k(layer), tensors.v(layer));
   }
-  CacheUsage usage() { return cache_->GetStats().usage; }
+  CacheUsage usage() { return cache_->stats().usage; }
 
   ManualClock clock_;
   std::unique_ptr<PrefixCache> cache_;
@@ -110,8 +110,8 @@ TEST_F(PrefixCacheTest, ALayerPutAloneIsReadableAtOnceAndAllLayersWhenAllAreTher
   absl::StatusOr<CachedKv> all = cache_->GetAllLayers("p");
   ASSERT_TRUE(all.ok()) << all.status();
   EXPECT_TRUE(HoldsAll(*all, tensors));
-  EXPECT_EQ(cache_->GetStats().counters.layer_hits, kLayers);
-  EXPECT_EQ(cache_->GetStats().counters.failed_writes, 0);
+  EXPECT_EQ(cache_->stats().counters.layer_hits, kLayers);
+  EXPECT_EQ(cache_->stats().counters.failed_writes, 0);
 }
 
 TEST_F(PrefixCacheTest, PutsCopy) {
@@ -128,6 +128,19 @@ TEST_F(PrefixCacheTest, TextAndTokensAreDifferentPrefixes) {
   ASSERT_TRUE(PutAll(tokens, Tensors(2)).ok());
   EXPECT_TRUE(HoldsAll(*cache_->GetAllLayers("p"), Tensors(1)));
   EXPECT_TRUE(HoldsAll(*cache_->GetAllLayers(tokens), Tensors(2)));
+}
+
+TEST_F(PrefixCacheTest, AnExtraMakesAnotherPrefix) {
+  const std::vector<int32_t> tokens = {112};
+  const absl::Span<const int32_t> ids = tokens;
+  ASSERT_TRUE(PutAll({"<image>", "image 1"}, Tensors(1)).ok());
+  EXPECT_FALSE(cache_->GetAllLayers("<image>").ok());
+  EXPECT_FALSE(cache_->GetAllLayers({"<image>", "image 2"}).ok());
+  EXPECT_TRUE(HoldsAll(*cache_->GetAllLayers({"<image>", "image 1"}), Tensors(1)));
+  ASSERT_TRUE(PutAll(Prefix(ids, "image 1"), Tensors(2)).ok());
+  EXPECT_FALSE(cache_->GetAllLayers(tokens).ok());
+  EXPECT_FALSE(cache_->GetAllLayers(Prefix(ids, "image 2")).ok());
+  EXPECT_TRUE(HoldsAll(*cache_->GetAllLayers(Prefix(ids, "image 1")), Tensors(2)));
 }
 
 TEST_F(PrefixCacheTest, AnotherShapeOrDtypeIsRefusedWithBoth) {
@@ -153,8 +166,22 @@ TEST_F(PrefixCacheTest, ARefusedFirstPutDecidesNothing) {
   bad.kv_heads = 1;
   bad.data = nullptr;
   EXPECT_THAT(cache_->CacheKv("p", 0, bad, bad).message(), HasSubstr("k of layer 0: null data"));
-  EXPECT_EQ(cache_->GetStats().namespaces.size(), 1) << "none of this format";
+  EXPECT_EQ(cache_->stats().namespaces.size(), 1) << "none of this format";
   EXPECT_TRUE(PutAll("p", Tensors(1)).ok());
+}
+
+TEST_F(PrefixCacheTest, RefusedFirstPutsOfManyFormatsLeaveNoNamespaceEach) {
+  const std::vector<float> data(16);
+  PrefixPutOptions options;
+  options.ttl = absl::ZeroDuration();
+  for (uint32_t head_dim = 1; head_dim <= 10; ++head_dim) {
+    const KvTensor tensor = {data.data(), DType::kF32, 1, 1, head_dim};
+    EXPECT_TRUE(absl::IsInvalidArgument(cache_->CacheKv("p", 0, tensor, tensor, options)));
+  }
+  EXPECT_EQ(cache_->stats().namespaces.size(), 2) << "the default and this cache's own";
+  EXPECT_TRUE(PutAll("p", Tensors(1)).ok());
+  EXPECT_EQ(cache_->stats().namespaces.size(), 2);
+  EXPECT_EQ(cache_->stats().namespaces[1].counters.blocks_written, 1);
 }
 
 TEST_F(PrefixCacheTest, AllLayersOfAPrefixHaveTheSameTokens) {
@@ -208,7 +235,7 @@ TEST_F(PrefixCacheTest, ReplacingALayerKeepsTheOthersAndCountsBytesOnce) {
   EXPECT_EQ(usage().bytes_in_use, kPrefixBytes);
   EXPECT_EQ(usage().bytes_detached, 0);
   EXPECT_EQ(usage().blocks, 1);
-  EXPECT_EQ(cache_->GetStats().counters.replaced, 1);
+  EXPECT_EQ(cache_->stats().counters.replaced, 1);
 }
 
 TEST_F(PrefixCacheTest, ReplacingALayerOfAPartialPrefixLeavesItPartial) {
@@ -250,7 +277,7 @@ TEST_F(PrefixCacheTest, AFullCacheEvictsTheLeastRecentlyUsedPrefix) {
   ASSERT_TRUE(PutAll("p4", Tensors(4)).ok());
   EXPECT_FALSE(cache_->GetAllLayers("p2").ok());
   EXPECT_TRUE(HoldsAll(*cache_->GetAllLayers("p1"), Tensors(1)));
-  EXPECT_EQ(cache_->GetStats().counters.evictions, 1);
+  EXPECT_EQ(cache_->stats().counters.evictions, 1);
 }
 
 TEST_F(PrefixCacheTest, AnExpiredPrefixIsAMissAndAnExpiration) {
@@ -259,8 +286,8 @@ TEST_F(PrefixCacheTest, AnExpiredPrefixIsAMissAndAnExpiration) {
   ASSERT_TRUE(cache_->CacheAllLayers("p", Tensors(1).all(), options).ok());
   clock_.Advance(absl::Seconds(10));
   EXPECT_EQ(cache_->GetAllLayers("p").status(), absl::NotFoundError(""));
-  EXPECT_EQ(cache_->GetStats().counters.expirations, 1);
-  EXPECT_EQ(cache_->GetStats().counters.evictions, 0);
+  EXPECT_EQ(cache_->stats().counters.expirations, 1);
+  EXPECT_EQ(cache_->stats().counters.evictions, 0);
 }
 
 TEST_F(PrefixCacheTest, EvictAndClearForget) {
@@ -347,6 +374,19 @@ TEST_F(PrefixCacheTest, WritersAndReadersOfOnePrefixSeeWholeLayers) {
   }
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(usage().bytes_in_use, kPrefixBytes);
+}
+
+TEST(PrefixCacheFailureTest, APutThatFailsLeavesThePrefixThatItWasToReplace) {
+  std::unique_ptr<FakeBackend> backend = FakeBackend::Create(2 * kPrefixBytes);
+  FakeBackend* const fake = backend.get();
+  fake->set_auto_complete(true);
+  PrefixCacheOptions options;
+  options.layers = kLayers;
+  const auto cache = *PrefixCache::Create(options, std::move(backend), CreateLruPolicy());
+  ASSERT_TRUE(cache->CacheAllLayers("p", Tensors(1).all()).ok());
+  fake->FailNextAllocate(absl::InternalError("injected"));
+  EXPECT_FALSE(cache->CacheAllLayers("p", Tensors(2).all()).ok());
+  EXPECT_TRUE(cache->GetAllLayers("p").ok());
 }
 
 }  // namespace

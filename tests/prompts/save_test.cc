@@ -7,6 +7,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "gtest/gtest.h"
@@ -109,7 +110,7 @@ TEST_F(SaveTest, WhatIsLoadedSavesItsCompute) {
   backend_->CompleteAll();
   const CacheCounters counters = cache_->stats().counters;
   EXPECT_NEAR(absl::ToDoubleMilliseconds(counters.compute_saved), 18, 0.001);
-  EXPECT_EQ(counters.tokens_reused, 6u);
+  EXPECT_EQ(counters.tokens_loaded, 6u);
 }
 
 TEST_F(SaveTest, WhatHangsTogetherIsErasedTogether) {
@@ -177,6 +178,166 @@ TEST_F(SaveTest, WhatTheEngineHasStaysInUse) {
   ASSERT_TRUE(loaded.ok()) << loaded.status();
   EXPECT_EQ(loaded->copies.size(), 0u);
   EXPECT_EQ(cache_->stats().counters.block_hits, before + 2);
+}
+
+TEST_F(SaveTest, OtherImagesBehindTheSamePlaceholdersAreOtherPrompts) {
+  const Prompt prompt(8, 9);
+  const auto hash = [&](absl::string_view digest, uint32_t first) {
+    const PromptItem item = {first, 4, digest};
+    return *paged_->Hash(prompt, {.items = {&item, 1}});
+  };
+  Compute(0, prompt);
+  const absl::StatusOr<PagedCache::Saved> saved = paged_->Save(hash("image 1", 2), Table(0));
+  backend_->CompleteAll();
+  ASSERT_TRUE(saved.ok() && saved->copies.Wait().ok());
+  EXPECT_EQ(*paged_->Lookup(hash("image 1", 2)), 8u);
+  EXPECT_EQ(*paged_->Lookup(hash("image 2", 2)), 0u);
+  EXPECT_EQ(*paged_->Lookup(hash("image 1", 3)), 0u);
+  EXPECT_EQ(*paged_->Lookup(hash("image 1", 5)), 0u);
+  EXPECT_EQ(Lookup(prompt), 0u);
+  EXPECT_EQ(paged_->Load(hash("image 2", 2), Table(1))->tokens, 0u);
+  EXPECT_EQ(paged_->Load(hash("image 1", 2), Table(1))->tokens, 8u);
+  backend_->CompleteAll();
+  EXPECT_TRUE(absl::IsInvalidArgument(
+      paged_->Hash(prompt, {.items = {PromptItem{.first_token = 1, .tokens = 1}}}).status()));
+}
+
+TEST_F(SaveTest, AnAdapterAndATenantOfARequestShareNothingWithOthers) {
+  const Prompt prompt = Tokens(8);
+  SaveAndWait(0, prompt);
+  EXPECT_EQ(*paged_->Lookup(*paged_->Hash(prompt, {.adapter = "", .tenant = ""})), 8u);
+  for (const PromptOptions& options :
+       {PromptOptions{.adapter = "lora"}, PromptOptions{.tenant = "lora"},
+        PromptOptions{.adapter = "lora", .tenant = "lora"}}) {
+    const PagedCache::Prompt hashed = *paged_->Hash(prompt, options);
+    EXPECT_EQ(*paged_->Lookup(hashed), 0u);
+    const absl::StatusOr<PagedCache::Saved> saved = paged_->Save(hashed, Table(0));
+    backend_->CompleteAll();
+    ASSERT_TRUE(saved.ok() && saved->copies.Wait().ok());
+    EXPECT_EQ(*paged_->Lookup(hashed), 8u);
+  }
+  EXPECT_EQ(cache_->stats().namespaces.size(), 5u);  // the default, its own, and these
+}
+
+TEST_F(SaveTest, APromptThatGrowsHasTheKeysOfTheWholeOne) {
+  const Prompt prompt = Tokens(14);
+  const std::vector<PromptItem> items = {{1, 5, "a"}, {6, 1, "b"}, {10, 9, "c"}, {13, 1, "d"}};
+  const PagedCache::Prompt whole = *paged_->Hash(prompt, {.items = items});
+  ASSERT_EQ(whole.keys().size(), 4u);
+  const absl::Span<const int32_t> tokens = prompt;
+  for (size_t first = 1; first < 14; ++first) {
+    for (size_t second = first; second < 14; ++second) {
+      const auto items_in = [&items](size_t begin, size_t end) {
+        std::vector<PromptItem> in;
+        for (const PromptItem& item : items) {
+          if (item.first_token >= begin && item.first_token < end) in.push_back(item);
+        }
+        return in;
+      };
+      PagedCache::Prompt grown =
+          *paged_->Hash(tokens.subspan(0, first), {.items = items_in(0, first)});
+      if (second > first) {
+        ASSERT_TRUE(
+            grown.Append(tokens.subspan(first, second - first), items_in(first, second)).ok());
+      }
+      ASSERT_TRUE(grown.Append(tokens.subspan(second), items_in(second, 14)).ok());
+      EXPECT_EQ(grown.tokens(), 14u);
+      EXPECT_EQ(grown.keys(), whole.keys()) << first << " " << second;
+      // Items may also be said before their tokens are there.
+      grown = *paged_->Hash(tokens.subspan(0, first), {.items = items});
+      ASSERT_TRUE(grown.Append(tokens.subspan(first)).ok());
+      EXPECT_EQ(grown.keys(), whole.keys()) << first;
+    }
+  }
+  PagedCache::Prompt refused = whole;
+  EXPECT_TRUE(absl::IsInvalidArgument(refused.Append({})));
+  EXPECT_TRUE(absl::IsInvalidArgument(refused.Append(tokens, {PromptItem{13, 1, "e"}})));
+  EXPECT_EQ(refused.keys(), whole.keys());
+}
+
+TEST_F(SaveTest, APromptIsHashedOnceForSaveLookupAndLoad) {
+  const PagedCache::Prompt prompt = *paged_->Hash(Tokens(10));
+  Compute(0, Tokens(10));
+  const absl::StatusOr<PagedCache::Saved> saved = paged_->Save(prompt, Table(0));
+  backend_->CompleteAll();
+  ASSERT_TRUE(saved.ok() && saved->copies.Wait().ok());
+  EXPECT_EQ(*paged_->Lookup(prompt), 10u);
+  Fill(1, std::byte{0xEE});
+  const absl::StatusOr<PagedCache::Loaded> loaded = paged_->Load(prompt, Table(1));
+  backend_->CompleteAll();
+  ASSERT_TRUE(loaded.ok() && loaded->copies.Wait().ok());
+  EXPECT_TRUE(HasOnly(1, Tokens(10), 0, 10, std::byte{0xEE}));
+  const std::unique_ptr<PagedCache> other = *Create(kv_);
+  EXPECT_TRUE(absl::IsInvalidArgument(other->Lookup(prompt).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(other->Load(prompt, Table(1)).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(other->Save(prompt, Table(1)).status()));
+}
+
+TEST_F(SaveTest, EveryLoadIsARequestWithTheTokensThatItAsksForFindsAndLoads) {
+  PagedCacheOptions options = paged_->options();
+  options.short_last_block = false;
+  paged_ = *PagedCache::Create(cache_.get(), kv_, options);
+  SaveAndWait(0, Tokens(8));
+  const auto load = [this](size_t tokens, uint32_t first_token) {
+    ASSERT_TRUE(paged_->Load(Tokens(tokens), Table(1), {}, first_token).ok());
+    backend_->CompleteAll();
+  };
+  load(3, 0);   // in no block
+  load(10, 0);  // two whole blocks are there
+  load(8, 8);   // the engine has them
+  load(8, 5);
+  const CacheCounters counters = cache_->stats().counters;
+  EXPECT_EQ(counters.request_lookups, 4u);
+  EXPECT_EQ(counters.request_hits, 2u);
+  EXPECT_EQ(counters.tokens_looked_up, 3u + 10 + 8 + 8);
+  EXPECT_EQ(counters.tokens_found, 8u + 8 + 8);
+  EXPECT_EQ(counters.tokens_loaded, 8u + 0 + 3);
+}
+
+TEST_F(SaveTest, ASaveEndsWithWhatBecameOfTheBlocksThatItLeftToAnother) {
+  for (const bool fails : {false, true}) {
+    const Prompt prompt = Tokens(8, fails ? 50 : 1);
+    const PagedCache::Saved first = Save(0, prompt);
+    const PagedCache::Saved second = Save(1, prompt);
+    EXPECT_EQ(second.tokens, 8u);
+    EXPECT_EQ(second.copied_tokens, 0u);
+    EXPECT_EQ(second.copies.size(), 2u);
+    EXPECT_FALSE(second.copies.Done());
+    if (fails) backend_->Fail(0, absl::InternalError("injected"));
+    backend_->CompleteAll();
+    EXPECT_EQ(first.copies.Wait().ok(), !fails);
+    const absl::Status end = second.copies.Wait();
+    EXPECT_EQ(end.code(), fails ? absl::StatusCode::kAborted : absl::StatusCode::kOk) << end;
+    EXPECT_EQ(Lookup(prompt), fails ? 0u : 8u);
+  }
+}
+
+TEST_F(SaveTest, ASaveCopiesWhatIsBehindTheBlocksThatItLeftToAnother) {
+  const PagedCache::Saved first = Save(0, Tokens(8));
+  const PagedCache::Saved second = Save(1, Tokens(12));
+  EXPECT_EQ(second.copied_tokens, 4u);
+  EXPECT_EQ(second.copies.size(), kLayers + 2u);
+  backend_->CompleteAll();
+  EXPECT_TRUE(first.copies.Wait().ok() && second.copies.Wait().ok());
+  EXPECT_EQ(Lookup(Tokens(12)), 12u);
+}
+
+TEST_F(SaveTest, ErasedBlocksAreAbortedForWhoWaitsForThem) {
+  const PagedCache::Saved first = Save(0, Tokens(8));
+  const PagedCache::Saved second = Save(1, Tokens(8));
+  cache_->Clear();
+  backend_->CompleteAll();
+  first.copies.Wait().IgnoreError();
+  EXPECT_TRUE(absl::IsAborted(second.copies.Wait())) << second.copies.Wait();
+}
+
+TEST_F(SaveTest, ABlockThatAStrangerWritesEndsWhatIsSaved) {
+  WriteLease stranger = *cache_->Reserve(Keys(Tokens(8))[0], {kBlockBytes, kLayers},
+                                         {.ns = *cache_->Register(paged_->options().ns)});
+  const PagedCache::Saved saved = Save(0, Tokens(8));
+  EXPECT_EQ(saved.tokens, 0u);
+  EXPECT_TRUE(absl::IsUnavailable(saved.stopped)) << saved.stopped;
+  EXPECT_TRUE(saved.copies.Done());
 }
 
 TEST_F(SaveTest, BlocksThatAreNoBlocksOfTheCacheAreRefused) {

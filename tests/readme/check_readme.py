@@ -16,11 +16,12 @@ def main():
     missing = []
     for path in sys.argv[2:]:
         with open(path, encoding="utf-8") as file:
-            example = textwrap.dedent(file.read().split(MARK)[1])
-        if f"```cpp\n{example}```\n" not in readme:
-            missing.append(path)
-    for path in missing:
-        print(f"README.md does not show the example of {path} as it is", file=sys.stderr)
+            examples = file.read().split(MARK)[1::2]
+        for number, example in enumerate(examples, 1):
+            if f"```cpp\n{textwrap.dedent(example)}```\n" not in readme:
+                missing.append((path, number))
+    for path, number in missing:
+        print(f"README.md does not show example {number} of {path} as it is", file=sys.stderr)
     sys.exit(1 if missing else 0)
 
 
