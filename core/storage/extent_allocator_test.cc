@@ -446,11 +446,11 @@ TEST(ExtentAllocatorTest, ListsWhatIsAroundAnExtent) {
     const size_t n = allocator.List(extents[i], true, bytes, absl::MakeSpan(out.data(), room));
     return std::make_pair(out[0].owner, out[n - 1].owner);
   };
-  EXPECT_EQ(around(50, 64, 20), std::make_pair(50u, 51u));
-  EXPECT_EQ(around(50, 3 * 64, 20), std::make_pair(48u, 53u));
+  EXPECT_EQ(around(50, 64, 20), std::make_pair(49u, 51u));
+  EXPECT_EQ(around(50, 3 * 64, 20), std::make_pair(47u, 53u));
   EXPECT_EQ(around(50, 64 * 64, 20), std::make_pair(40u, 59u));
   EXPECT_EQ(around(1, 3 * 64, 20), std::make_pair(0u, 4u));
-  EXPECT_EQ(around(99, 3 * 64, 20), std::make_pair(97u, 99u));
+  EXPECT_EQ(around(99, 3 * 64, 20), std::make_pair(96u, 99u));
   allocator.Free(extents[50]);
   EXPECT_EQ(allocator.List(Extent{0, 64, 1'000'000}, true, 64, absl::MakeSpan(out)), 0u);
   allocator.Free(extents[49]);
