@@ -12,6 +12,11 @@ namespace {
 // How often a look at all extents begins again because others have changed one at the wrong moment.
 constexpr int kMostStarts = 16;
 
+// What the policy gives up first anyway costs this much less.
+constexpr size_t kVictimsDiscount = 16;
+
+bool IsBefore(const Extent& a, const Extent& b) { return a.offset < b.offset; }
+
 size_t RoundUp(size_t bytes, size_t alignment) {
   return (bytes + alignment - 1) & ~(alignment - 1);
 }
@@ -66,17 +71,16 @@ bool GapMaker::RemoveExpired() {
 }
 
 GapMaker::Result GapMaker::FindCheapest() {
-  Extent places[kPlaces];
-  size_t found;
   Room room;
   {
     MutexLock lock(cache_.mu_);
-    found = cache_.table_->PeekVictims(incoming_, absl::MakeSpan(places), &room);
+    num_places_ = cache_.table_->PeekVictims(incoming_, absl::MakeSpan(places_), &room);
   }
   if (room == Room::kRefusedByPolicy) return Result::kRefusedByPolicy;
+  std::sort(places_.begin(), places_.begin() + num_places_, IsBefore);
   gap_.clear();
   size_t cost = BlockTable::kCannotGo;
-  for (const Extent& place : absl::MakeConstSpan(places, found)) {
+  for (const Extent& place : absl::MakeConstSpan(places_).first(num_places_)) {
     const auto listed = List(place, /*around=*/true);
     if (HasRoom(listed)) {
       gap_.clear();
@@ -98,6 +102,15 @@ bool GapMaker::HasRoom(absl::Span<const Neighbour> row) const {
                      [this](const Neighbour& n) { return !n.used && n.extent.size >= bytes_; });
 }
 
+size_t GapMaker::CostOf(const BlockTable& table, const Neighbour& n, size_t* steps) const {
+  if (!table.Holds(n.owner, n.extent)) return BlockTable::kCannotGo;
+  const size_t cost = table.CostOf(n.owner, incoming_, steps);
+  if (cost == BlockTable::kCannotGo) return cost;
+  const bool first_victim =
+      std::binary_search(places_.begin(), places_.begin() + num_places_, n.extent, IsBefore);
+  return first_victim ? cost / kVictimsDiscount : cost;
+}
+
 absl::Span<const Neighbour> GapMaker::CheapestOf(absl::Span<const Neighbour> row, size_t* cost) {
   absl::Span<const Neighbour> cheapest;
   size_t steps = kBlocksPerLock;
@@ -107,9 +120,7 @@ absl::Span<const Neighbour> GapMaker::CheapestOf(absl::Span<const Neighbour> row
   const BlockTable& table = *cache_.table_;
   for (size_t last = 0; last < row.size(); ++last) {
     const Neighbour& n = row[last];
-    costs_[last] = !n.used                           ? 0
-                   : !table.Holds(n.owner, n.extent) ? BlockTable::kCannotGo
-                                                     : table.CostOf(n.owner, incoming_, &steps);
+    costs_[last] = n.used ? CostOf(table, n, &steps) : 0;
     if (costs_[last] == BlockTable::kCannotGo) {
       first = last + 1;
       sum = 0;

@@ -17,11 +17,14 @@ class Cache;
 
 namespace internal {
 
+class BlockTable;
+
 // Makes room in one piece where what is free is enough, but in pieces. A gap is a row of extents,
 // used and free, as long as the newcomer and no longer than it has to be; its blocks go, with what
 // descends from them, if all of them may. Of the gaps at the policy's first kPlaces victims the one
-// goes that costs the fewest bytes; if none of those can, the first one that can of all. So what a
-// gap costs is less than the newcomer and one block besides, and what descends from them.
+// goes that costs the fewest bytes, of which those of these victims count little; if none of those
+// can, the first one that can of all. So what goes is less than the newcomer and one block besides,
+// and what descends from them.
 //
 // Nothing is evicted unless all of a gap can go. The lock of the cache is held for kBlocksPerLock
 // steps at a time. Each of these is O(1); all of them together O(blocks), and that only if blocks
@@ -42,13 +45,15 @@ class GapMaker {
   Result Make(size_t* credit);
 
  private:
-  static constexpr size_t kPlaces = 8;
+  static constexpr size_t kPlaces = 64;
   static constexpr size_t kListed = 256;
 
   // Removes what has expired; whether there was any.
   bool RemoveExpired();
   // Sets gap_ to the cheapest one at the policy's first victims, or to none.
   Result FindCheapest();
+  // What evicting the owner of an extent costs.
+  size_t CostOf(const BlockTable& table, const Neighbour& n, size_t* steps) const;
   // The cheapest gap of a row, if it costs less than *cost, which it sets.
   absl::Span<const Neighbour> CheapestOf(absl::Span<const Neighbour> row, size_t* cost);
   // Chooses the blocks of the first gap that can go.
@@ -71,6 +76,8 @@ class GapMaker {
   Cache& cache_;
   const EntryInfo& incoming_;
   const size_t bytes_;
+  std::array<Extent, kPlaces> places_;  // of the first victims, by offset
+  size_t num_places_ = 0;
   std::array<Neighbour, kListed> listed_;
   std::array<size_t, kListed> costs_;
   std::vector<Neighbour> gap_;
