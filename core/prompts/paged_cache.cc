@@ -97,7 +97,12 @@ PagedCache::PagedCache(Cache* cache, const PagedKv& pages, const PagedCacheOptio
       options_(options),
       ns_(ns),
       root_(root),
+      held_(Held(ns)),
       writers_(Writers::Of(cache)) {}
+
+std::shared_ptr<void> PagedCache::Held(NamespaceId ns) const {
+  return {nullptr, [&cache = cache_, ns](std::nullptr_t) { cache.Unregister(ns); }};
+}
 
 absl::StatusOr<std::unique_ptr<PagedCache>> PagedCache::Create(Cache* cache, const PagedKv& pages,
                                                                const PagedCacheOptions& options) {
@@ -114,7 +119,7 @@ absl::StatusOr<std::unique_ptr<PagedCache>> PagedCache::Create(Cache* cache, con
   }
   const absl::StatusOr<size_t> bytes = pages.layout.BlockBytes(options.tokens_per_block);
   if (!bytes.ok()) return bytes.status();
-  if (const size_t capacity = cache->stats().capacity_bytes; *bytes > capacity) {
+  if (const size_t capacity = cache->capacity_bytes(); *bytes > capacity) {
     return absl::InvalidArgumentError(absl::StrCat("tokens_per_block: ", options.tokens_per_block,
                                                    ", blocks of ", *bytes,
                                                    " bytes, but the cache has ", capacity));
@@ -189,6 +194,7 @@ absl::StatusOr<PagedCache::Prompt> PagedCache::Hash(absl::Span<const int32_t> to
     const absl::StatusOr<NamespaceId> id = cache_.Register(ns);
     if (!id.ok()) return id.status();
     prompt = Prompt(*this, *id, *root);
+    prompt.held_ = Held(*id);
   }
   if (absl::Status status = prompt.Append(tokens, options.items); !status.ok()) return status;
   return prompt;

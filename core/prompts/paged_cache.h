@@ -104,6 +104,7 @@ class PagedCache {
 
     const PagedCache* owner_;
     NamespaceId ns_;
+    std::shared_ptr<void> held_;  // gives back a namespace that is not the PagedCache's
     BlockKey root_;
     uint32_t tokens_ = 0;
     size_t whole_blocks_ = 0;
@@ -111,7 +112,8 @@ class PagedCache {
     std::vector<int32_t> tail_;  // behind the whole blocks
     std::vector<Item> items_;    // that begin behind the whole blocks
   };
-  // Hashes a prompt. Errors: those of Append() and of Namespace::Validate().
+  // Hashes a prompt, which must go before the cache. Errors: those of Append() and of
+  // Cache::Register().
   absl::StatusOr<Prompt> Hash(absl::Span<const int32_t> tokens,
                               const PromptOptions& options = {}) const;
 
@@ -179,6 +181,8 @@ class PagedCache {
   PagedCache(Cache* cache, const PagedKv& pages, const PagedCacheOptions& options, NamespaceId ns,
              const BlockKey& root);
 
+  // Gives a namespace back when the result goes.
+  std::shared_ptr<void> Held(NamespaceId ns) const;
   absl::Status CheckOwner(const Prompt& prompt) const;
   TokenRange TokensOf(size_t block, size_t tokens) const;
   // Copies what was reserved, all in one call. `left` are one-op transfers of other writers.
@@ -190,6 +194,7 @@ class PagedCache {
   const PagedCacheOptions options_;
   const NamespaceId ns_;
   const BlockKey root_;
+  const std::shared_ptr<void> held_;
   const std::shared_ptr<Writers> writers_;  // the copies of Save() use it, which may end later
 };
 

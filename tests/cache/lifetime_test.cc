@@ -382,7 +382,7 @@ TEST_F(LifetimeTest, ACacheMayEndInACallbackOfItsOwnTransfer) {
   const Transfer first = lease.Read({absl::MakeSpan(copies[0])});
   const Transfer second = lease.Read({absl::MakeSpan(copies[1])});
   lease.Release();
-  first.OnOpDone([this](size_t, const absl::Status&) { End(); });
+  internal::OnOpDone(first, [this](size_t, const absl::Status&) { End(); });
   fake_->Complete(0);
   EXPECT_TRUE(first.Done());
   EXPECT_FALSE(Gone());  // one copy is under way
@@ -401,7 +401,7 @@ TEST_F(LifetimeTest, TheLastLeaseMayGoInACallback) {
   End();
   std::vector<std::byte> copy(kSize.bytes);
   const Transfer read = lease.Read({absl::MakeSpan(copy)});
-  read.OnDone([kept = std::move(kept)](const absl::Status&) mutable { kept.reset(); });
+  internal::OnDone(read, [kept = std::move(kept)](const absl::Status&) mutable { kept.reset(); });
   lease.Release();
   EXPECT_FALSE(Gone());
   fake_->Complete(0);
