@@ -525,6 +525,7 @@ WriteLease Cache::WriteLeaseOn(Slot slot) {
   lease.bytes_ = b.bytes;
   lease.parts_ = b.parts;
   lease.checksums_ = table_->ChecksumsOf(slot);
+  lease.some_committed_ = table_->WriteOf(b).committed_parts > 0;
   return lease;
 }
 

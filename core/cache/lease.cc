@@ -202,6 +202,7 @@ WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
   parts_ = other.parts_;
   checksums_ = other.checksums_;
   awaits_copies_ = other.awaits_copies_;
+  some_committed_ = other.some_committed_;
   return *this;
 }
 
@@ -243,6 +244,7 @@ absl::Status WriteLease::Suspend() { return End(WriteEnd::kSuspend); }
 bool WriteLease::committed(uint32_t part) const {
   KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
   bool committed = false;
+  if (!some_committed_) return committed;
   cache_
       ->Change([&](BlockTable& table, Nanos, Removed*) {
         committed = table.Committed(slot_, part);
@@ -279,6 +281,7 @@ void WriteLease::SumUnclaimed() const {
 
 absl::Status WriteLease::CommitPart(uint32_t part) {
   if (cache_ == nullptr) return Ended();
+  some_committed_ = true;
   absl::Status status =
       cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
         return table.ClaimPart(slot_, part, now, removed);
@@ -292,7 +295,7 @@ absl::Status WriteLease::CommitPart(uint32_t part) {
 
 absl::Status WriteLease::CommitAfter(uint32_t part, Transfer copy) {
   if (cache_ == nullptr) return Ended();
-  awaits_copies_ = true;
+  awaits_copies_ = some_committed_ = true;
   absl::Status status =
       cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
         absl::Status status = table.ClaimPart(slot_, part, now, removed);

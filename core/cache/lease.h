@@ -183,6 +183,7 @@ class WriteLease {
   size_t bytes_ = 0;
   uint32_t parts_ = 0;
   bool awaits_copies_ = false;     // CommitAfter() was called
+  bool some_committed_ = false;    // a part may be committed
   uint64_t* checksums_ = nullptr;  // [parts_], of the block; nullptr: none are kept
 };
 

@@ -19,12 +19,21 @@
 namespace kvcache {
 
 using internal::LeasedCopies;
+
+namespace {
+
+// Reserved at a time by a Save(), so that others are not kept waiting.
+constexpr size_t kBlocksPerStep = 1024;
+
+}  // namespace
+
 // The blocks that Save() copies now, and who waits for them. Thread-safe.
 struct PagedCache::Writers {
   struct Writing {
     std::optional<TransferSource> waiting;  // one op, for all who wait
   };
 
+  Mutex reserving;  // before mu: from the reservation of blocks until they are in `writing`
   Mutex mu;
   absl::flat_hash_map<BlockKey, std::shared_ptr<Writing>> writing ABSL_GUARDED_BY(mu);
 
@@ -77,16 +86,14 @@ struct PagedCache::Write {
   uint32_t copies = 0;  // that have not ended
   absl::Status failed = absl::OkStatus();
 
-  void End(Writers& writers) {
+  // `committed` is what the commit of the lease has said, which may have ended already.
+  void End(Writers& writers, absl::Status committed) {
     // To the caller, an erased block, or one that lost its parent, is no failure of the copy.
-    absl::Status result;
-    if (failed.ok()) {
-      result = lease.Commit();
-    } else {
+    if (!failed.ok()) {
       lease.Abort();
-      result = absl::AbortedError(absl::StrCat("another Save() failed: ", failed.message()));
+      committed = absl::AbortedError(absl::StrCat("another Save() failed: ", failed.message()));
     }
-    writers.End(key, writing.get(), std::move(result));
+    writers.End(key, writing.get(), std::move(committed));
   }
 };
 
@@ -227,42 +234,71 @@ absl::StatusOr<PagedCache::Saved> PagedCache::Save(const Prompt& prompt,
   if (!in_pages.ok()) return in_pages;
 
   const absl::Span<const BlockKey> keys = prompt.keys();
-  PutOptions put = {.ns = prompt.ns_, .ttl = options.ttl};
+  std::vector<BlockSize> sizes;
+  sizes.reserve(keys.size());
+  for (size_t block = 0; block < keys.size(); ++block) {
+    const size_t bytes = *pages_.layout.BlockBytes(TokensOf(block, prompt.tokens()).count);
+    sizes.push_back({bytes, pages_.layout.layers});
+  }
+  PutOptions put = {.ttl = options.ttl};
   put.chain_blocks = static_cast<uint32_t>(keys.size());
   put.priority = options.priority;
   put.keep_priority_for = options.keep_priority_for;
   Saved saved;
   std::vector<Write> writes;
   std::vector<Transfer> left;  // to other writers
-  for (size_t block = 0; block < keys.size(); ++block) {
-    const TokenRange range = TokensOf(block, prompt.tokens());
-    const size_t bytes = *pages_.layout.BlockBytes(range.count);
-    put.recompute_cost = options.recompute_cost_per_token * range.count;
-    const BlockKey& key = keys[block];
-    absl::StatusOr<WriteLease> lease;
-    std::optional<Transfer> others;
-    // Again when who wrote the block has ended meanwhile.
-    for (int tries = 0; tries < 2 && !others.has_value(); ++tries) {
-      lease = cache_.Reserve(key, {bytes, pages_.layout.layers}, put);
-      if (!absl::IsUnavailable(lease.status()) || !lease.status().message().empty()) break;
-      others = writers_->Wait(key, pages_.layout.layers - 1);
+  size_t asked_again = keys.size();
+  for (size_t block = 0; block < keys.size() && saved.stopped.ok();) {
+    if (block > 0) put.parent = keys[block - 1];
+    put.recompute_cost = options.recompute_cost_per_token * TokensOf(block, prompt.tokens()).count;
+    const size_t some = std::min(keys.size() - block, kBlocksPerStep);
+    std::vector<absl::StatusOr<WriteLease>> leases(some);
+    // Nobody finds a block that is being written by another Save() and not in `writers_` yet.
+    MutexLock reserving(writers_->reserving);
+    const size_t reserved = cache_.ReserveMany(
+        {.ns = prompt.ns_, .keys = keys.subspan(block, some)},
+        absl::MakeConstSpan(sizes).subspan(block, some), put, absl::MakeSpan(leases));
+    for (size_t i = 0; i < reserved; ++i, ++block) {
+      absl::StatusOr<WriteLease>& lease = leases[i];
+      const BlockKey& key = keys[block];
+      const TokenRange range = TokensOf(block, prompt.tokens());
+      if (lease.ok()) {
+        saved.copied_tokens += range.count;
+        writes.push_back({*std::move(lease), range, key, writers_->Begin(key)});
+      } else if (absl::IsUnavailable(lease.status())) {
+        std::optional<Transfer> others = writers_->Wait(key, pages_.layout.layers - 1);
+        if (!others.has_value()) {
+          // Its writer has ended meanwhile, or is none that can be waited for.
+          if (asked_again == block) saved.stopped = lease.status();
+          asked_again = block;
+          break;
+        }
+        left.push_back(*std::move(others));
+      } else if (absl::IsInvalidArgument(lease.status()) && writes.empty()) {
+        return lease.status();  // of the options
+      } else if (!absl::IsAlreadyExists(lease.status())) {
+        saved.stopped = lease.status();
+        break;
+      }
+      saved.tokens += range.count;
     }
-    if (lease.ok()) {
-      saved.copied_tokens += range.count;
-      writes.push_back({*std::move(lease), range, key, writers_->Begin(key)});
-    } else if (others.has_value()) {
-      left.push_back(*std::move(others));
-    } else if (absl::IsInvalidArgument(lease.status()) && writes.empty()) {
-      return lease.status();  // of the options
-    } else if (!absl::IsAlreadyExists(lease.status())) {
-      saved.stopped = lease.status();
-      break;
-    }
-    saved.tokens += range.count;
-    put.parent = key;
   }
   saved.copies = Copy(std::move(writes), std::move(left), page_table, stream);
   return saved;
+}
+
+void PagedCache::CommitAll(absl::Span<Write> writes) {
+  std::vector<WriteLease> leases(writes.size());
+  std::vector<absl::Status> results(writes.size());
+  for (size_t i = 0; i < writes.size(); ++i) {
+    if (writes[i].failed.ok()) {
+      leases[i] = std::move(writes[i].lease);
+    } else {
+      writes[i].lease.Abort();  // before those behind it are committed
+    }
+  }
+  cache_.CommitMany(absl::MakeSpan(leases), absl::MakeSpan(results));
+  for (size_t i = 0; i < writes.size(); ++i) writes[i].End(*writers_, std::move(results[i]));
 }
 
 Transfer PagedCache::Copy(std::vector<Write> writes, std::vector<Transfer> left,
@@ -289,17 +325,25 @@ Transfer PagedCache::Copy(std::vector<Write> writes, std::vector<Transfer> left,
   Transfer copies;
   if (!ops.empty()) copies = WritePages(leased.backend(), pages_, page_table, ops, stream);
   if (!copies.Done()) internal::Keep(copies, leased.Pin({}));
-  const auto mu = std::make_shared<Mutex>();
-  internal::OnOpDone(copies, [shared, mu, writers = writers_, write_of_op = std::move(write_of_op)](
-                                 size_t op, const absl::Status& status) {
-    Write& write = (*shared)[write_of_op[op]];
-    {
-      MutexLock lock(*mu);
-      write.failed.Update(status);
-      if (--write.copies > 0) return;
+  if (copies.Done()) {
+    for (size_t op = 0; op < ops.size(); ++op) {
+      (*shared)[write_of_op[op]].failed.Update(copies.result(op));
     }
-    write.End(*writers);
-  });
+    CommitAll(absl::MakeSpan(*shared));
+  } else {
+    const auto mu = std::make_shared<Mutex>();
+    internal::OnOpDone(
+        copies, [shared, mu, writers = writers_, write_of_op = std::move(write_of_op)](
+                    size_t op, const absl::Status& status) {
+          Write& write = (*shared)[write_of_op[op]];
+          {
+            MutexLock lock(*mu);
+            write.failed.Update(status);
+            if (--write.copies > 0) return;
+          }
+          write.End(*writers, write.failed.ok() ? write.lease.Commit() : absl::OkStatus());
+        });
+  }
   if (left.empty()) return copies;
 
   std::vector<uint32_t> parts;

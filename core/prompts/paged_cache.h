@@ -185,6 +185,8 @@ class PagedCache {
   std::shared_ptr<void> Held(NamespaceId ns) const;
   absl::Status CheckOwner(const Prompt& prompt) const;
   TokenRange TokensOf(size_t block, size_t tokens) const;
+  // Commits blocks whose copies have ended, or gives them up.
+  void CommitAll(absl::Span<Write> writes);
   // Copies what was reserved, all in one call. `left` are one-op transfers of other writers.
   Transfer Copy(std::vector<Write> writes, std::vector<Transfer> left,
                 absl::Span<const int32_t> page_table, Stream stream);

@@ -3,6 +3,7 @@
 #define KVCACHE_TESTS_FAKE_BACKEND_FORWARDING_BACKEND_H_
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <utility>
@@ -22,7 +23,14 @@ class ForwardingBackend : public StorageBackend {
   explicit ForwardingBackend(std::unique_ptr<StorageBackend> other) : other_(std::move(other)) {}
 
   const BackendTraits& traits() const override { return other_->traits(); }
-  absl::StatusOr<Extent> Allocate(size_t bytes) override { return other_->Allocate(bytes); }
+  absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t owner) override {
+    return other_->Allocate(bytes, owner);
+  }
+  size_t ListExtents(const Extent& from, bool around, size_t bytes,
+                     absl::Span<Neighbour> out) override {
+    return other_->ListExtents(from, around, bytes, out);
+  }
+  void SetOwner(const Extent& extent, uint32_t owner) override { other_->SetOwner(extent, owner); }
   void Free(Extent extent) override { other_->Free(extent); }
   std::byte* Address(Extent extent) const override { return other_->Address(extent); }
   Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override {
