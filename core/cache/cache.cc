@@ -149,6 +149,10 @@ void Cache::Close() {
   scrubber_->Stop();
   advisor_.reset();
   internal::LeasedCopies(*this).Wait();
+  {
+    MutexLock lock(mu_);
+    failed_ = absl::FailedPreconditionError("the cache has been destroyed");
+  }
   Clear();
   bool abandoned;
   {
@@ -159,7 +163,9 @@ void Cache::Close() {
   if (abandoned) Destroy(this);
 }
 
-bool Cache::Abandoned() const { return closed_ && in_flight_ == 0 && table_->pins() == 0; }
+bool Cache::Abandoned() const {
+  return closed_ && in_flight_ == 0 && users_ == 0 && table_->pins() == 0;
+}
 
 bool Cache::EndsUse(const Removed& removed) {
   if (removed.empty()) return Abandoned();

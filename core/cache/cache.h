@@ -426,9 +426,10 @@ class Cache {
   bool stepping_ ABSL_GUARDED_BY(mu_) = false;  // some blocks are chosen and may be taken back
   // Batches of copies, and threads that free what the end of a lease has removed.
   size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t users_ ABSL_GUARDED_BY(mu_) = 0;  // what LeasedCopies::Hold() returned
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
   const Clock* clock_ ABSL_GUARDED_BY(mu_);   // the caller's until the cache is ended
-  absl::Status failed_ ABSL_GUARDED_BY(mu_);  // why the backend has
+  absl::Status failed_ ABSL_GUARDED_BY(mu_);  // why nothing can be reserved
 
   const std::unique_ptr<internal::Scrubber> scrubber_;
   Slot scrubbed_ ABSL_GUARDED_BY(mu_) = kNoSlot;  // pinned only to be compared

@@ -62,10 +62,40 @@ class LeasedCopies::Pins {
   const Use use_;
 };
 
+class LeasedCopies::Holder {
+ public:
+  Holder(Cache& cache, NamespaceId ns) : cache_(cache), ns_(ns) {
+    MutexLock lock(cache_.mu_);
+    ++cache_.users_;
+  }
+  ~Holder() {
+    if (cache_.InForkedChild()) return;
+    cache_.Unregister(ns_);
+    bool last;
+    {
+      MutexLock lock(cache_.mu_);
+      --cache_.users_;
+      last = cache_.Abandoned();
+    }
+    if (last) Cache::Destroy(&cache_);
+  }
+
+  Holder(const Holder&) = delete;
+  Holder& operator=(const Holder&) = delete;
+
+ private:
+  Cache& cache_;
+  const NamespaceId ns_;
+};
+
 StorageBackend& LeasedCopies::backend() const { return *cache_.backend_; }
 
 std::shared_ptr<void> LeasedCopies::Pin(absl::Span<const Slot> slots, Use use) const {
   return std::make_shared<Pins>(cache_, slots, use);
+}
+
+std::shared_ptr<void> LeasedCopies::Hold(NamespaceId ns) const {
+  return std::make_shared<Holder>(cache_, ns);
 }
 
 void LeasedCopies::DropIfUnreadable(Slot slot, const absl::Status& copied) const {

@@ -12,6 +12,7 @@
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/core/storage/extent.h"
 #include "kvcache/core/storage/storage_backend.h"
+#include "kvcache/core/table/block_options.h"
 
 namespace kvcache {
 
@@ -54,6 +55,10 @@ class LeasedCopies {
   // leases live until they have ended.
   std::shared_ptr<void> Pin(absl::Span<const Slot> slots, Use use = Use::kRead) const;
 
+  // Holds a registered namespace for as long as the result lives, which calls Cache::Unregister().
+  // The cache may end before; then it is empty, and what is left of it lives as long.
+  std::shared_ptr<void> Hold(NamespaceId ns) const;
+
   // Drops a pinned block when a copy out of it has found that its bytes have changed.
   void DropIfUnreadable(Slot slot, const absl::Status& copied) const;
 
@@ -65,6 +70,7 @@ class LeasedCopies {
 
  private:
   class Pins;
+  class Holder;
 
   Cache& cache_;
 };

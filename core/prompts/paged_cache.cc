@@ -104,12 +104,8 @@ PagedCache::PagedCache(Cache* cache, const PagedKv& pages, const PagedCacheOptio
       options_(options),
       ns_(ns),
       root_(root),
-      held_(Held(ns)),
+      held_(LeasedCopies(*cache).Hold(ns)),
       writers_(Writers::Of(cache)) {}
-
-std::shared_ptr<void> PagedCache::Held(NamespaceId ns) const {
-  return {nullptr, [&cache = cache_, ns](std::nullptr_t) { cache.Unregister(ns); }};
-}
 
 absl::StatusOr<std::unique_ptr<PagedCache>> PagedCache::Create(Cache* cache, const PagedKv& pages,
                                                                const PagedCacheOptions& options) {
@@ -201,7 +197,7 @@ absl::StatusOr<PagedCache::Prompt> PagedCache::Hash(absl::Span<const int32_t> to
     const absl::StatusOr<NamespaceId> id = cache_.Register(ns);
     if (!id.ok()) return id.status();
     prompt = Prompt(*this, *id, *root);
-    prompt.held_ = Held(*id);
+    prompt.held_ = LeasedCopies(cache_).Hold(*id);
   }
   if (absl::Status status = prompt.Append(tokens, options.items); !status.ok()) return status;
   return prompt;

@@ -69,7 +69,8 @@ struct PagedSaveOptions {
 // Thread-safe.
 class PagedCache {
  public:
-  // `cache` outlives this, the pages every transfer. Errors: those of PagedKv::Validate(),
+  // `cache` may end before this: then nothing is found, and Save() stops with kFailedPrecondition.
+  // The pages outlive every transfer. Errors: those of PagedKv::Validate(),
   // Namespace::Validate(); kInvalidArgument when `cache` is null, tokens_per_block is 0, the
   // layouts differ, there are more than kMostParts layers, or a block would be larger than the
   // cache is.
@@ -181,8 +182,6 @@ class PagedCache {
   PagedCache(Cache* cache, const PagedKv& pages, const PagedCacheOptions& options, NamespaceId ns,
              const BlockKey& root);
 
-  // Gives a namespace back when the result goes.
-  std::shared_ptr<void> Held(NamespaceId ns) const;
   absl::Status CheckOwner(const Prompt& prompt) const;
   TokenRange TokensOf(size_t block, size_t tokens) const;
   // Commits blocks whose copies have ended, or gives them up.

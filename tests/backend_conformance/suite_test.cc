@@ -85,7 +85,7 @@ class TellsNobodyWhoComesLate final : public Honest {
  public:
   using Honest::Honest;
   void OnFailure(std::function<void(const absl::Status&)> callback) override {
-    if (Allocate(1).ok()) Honest::OnFailure(std::move(callback));
+    if (Allocate(1, 0).ok()) Honest::OnFailure(std::move(callback));
   }
 };
 

@@ -206,6 +206,7 @@ TEST_F(SaveTest, AnAdapterAndATenantOfARequestShareNothingWithOthers) {
   const Prompt prompt = Tokens(8);
   SaveAndWait(0, prompt);
   EXPECT_EQ(*paged_->Lookup(*paged_->Hash(prompt, {.adapter = "", .tenant = ""})), 8u);
+  std::vector<PagedCache::Prompt> others;
   for (const PromptOptions& options :
        {PromptOptions{.adapter = "lora"}, PromptOptions{.tenant = "lora"},
         PromptOptions{.adapter = "lora", .tenant = "lora"}}) {
@@ -215,8 +216,25 @@ TEST_F(SaveTest, AnAdapterAndATenantOfARequestShareNothingWithOthers) {
     backend_->CompleteAll();
     ASSERT_TRUE(saved.ok() && saved->copies.Wait().ok());
     EXPECT_EQ(*paged_->Lookup(hashed), 8u);
+    others.push_back(hashed);
   }
   EXPECT_EQ(cache_->stats().namespaces.size(), 5u);  // the default, its own, and these
+  others.clear();
+  cache_->Clear();
+  EXPECT_EQ(cache_->stats().namespaces.size(), 2u);
+}
+
+TEST_F(SaveTest, APagedCacheMayOutliveItsCache) {
+  const Prompt prompt = Tokens(8);
+  SaveAndWait(0, prompt);
+  const PagedCache::Prompt hashed = *paged_->Hash(prompt, {.tenant = "lora"});
+  cache_.reset();
+  EXPECT_EQ(*paged_->Lookup(prompt), 0u);
+  EXPECT_EQ(*paged_->Lookup(hashed), 0u);
+  EXPECT_EQ(paged_->Load(prompt, Table(0))->tokens, 0u);
+  for (const PagedCache::Prompt& saved : {*paged_->Hash(prompt), hashed}) {
+    EXPECT_EQ(paged_->Save(saved, Table(0))->stopped.code(), absl::StatusCode::kFailedPrecondition);
+  }
 }
 
 TEST_F(SaveTest, APromptThatGrowsHasTheKeysOfTheWholeOne) {
