@@ -94,7 +94,7 @@ class SlotQueues {
   void Park(Slot slot) {
     Node& node = NodeOf(slot);
     KVCACHE_CHECK(!node.parked, "slot ", slot, " is parked already");
-    TakeBack(slot);
+    if (node.returned) TakeBack(slot);
     node.parked = true;
   }
 
@@ -178,7 +178,7 @@ class SlotQueues {
   void Offer(Slot slot) {
     Node& node = nodes_[slot];
     Queue& queue = queues_[node.queue];
-    TakeBack(slot);
+    if (node.returned) TakeBack(slot);
     if (!IsBefore(node, queue.next[node.cls])) return;
     node.returned = 1;
     queue.returned.Push(slot, RankOf(node));
@@ -186,7 +186,6 @@ class SlotQueues {
 
   void TakeBack(Slot slot) {
     Node& node = nodes_[slot];
-    if (!node.returned) return;
     queues_[node.queue].returned.Remove(slot);
     node.returned = 0;
   }
@@ -210,7 +209,7 @@ class SlotQueues {
   void Unlink(Slot slot) {
     const Node& node = NodeOf(slot);
     Queue& q = queues_[node.queue];
-    TakeBack(slot);
+    if (node.returned) TakeBack(slot);
     if (q.hand == slot) q.hand = node.after;
     for (Slot& next : q.next) {
       if (next == slot) next = node.after;

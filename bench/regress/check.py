@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 
-LOOPS = ["hit", "put", "match", "copy"]
+LOOPS = ["hit", "put", "batch", "match", "copy"]
 WORSE = 1.25
 HERE = pathlib.Path(__file__).resolve().parent
 BASELINE = HERE / "baseline.json"

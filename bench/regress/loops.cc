@@ -63,6 +63,20 @@ extern "C" {
   }
 }
 
+// The same as loop_put, by chains of 64.
+[[gnu::noinline]] void loop_batch(const Fixture& fixture, Cache& cache) {
+  std::vector<absl::StatusOr<kvcache::WriteLease>> reserved(64);
+  std::vector<kvcache::WriteLease> leases(64);
+  std::vector<absl::Status> results(64);
+  for (size_t i = 0; i < kKeys; i += 64) {
+    cache.ReserveMany({.keys = fixture.others.subspan(i, 64)}, {kvcache::BlockSize{64, 1}}, {},
+                      absl::MakeSpan(reserved));
+    for (size_t j = 0; j < 64; ++j) leases[j] = *std::move(reserved[j]);
+    cache.CommitMany(absl::MakeSpan(leases), absl::MakeSpan(results));
+    KVCACHE_CHECK(results[63].ok(), "aborted");
+  }
+}
+
 // Copies of 1 KiB in and out, with checksums: their bookkeeping, mostly.
 [[gnu::noinline]] void loop_copy(const Fixture& fixture, Cache& cache) {
   std::vector<std::byte> bytes(1024);
@@ -90,6 +104,8 @@ int main(int argc, char** argv) {
     loop_hit(fixture, *kvcache::bench::FullCache(fixture.resident));
   } else if (name == "put") {
     loop_put(fixture, *kvcache::bench::FullCache(fixture.resident));
+  } else if (name == "batch") {
+    loop_batch(fixture, *kvcache::bench::FullCache(fixture.resident));
   } else if (name == "match") {
     loop_match(fixture, *kvcache::bench::FullCacheOfChains(fixture.resident, 64));
   } else if (name == "copy") {
@@ -97,7 +113,7 @@ int main(int argc, char** argv) {
     auto cache = Cache::Create({}, *std::move(backend), kvcache::CreateLruPolicy());
     loop_copy(fixture, **cache);
   } else {
-    std::fprintf(stderr, "usage: loops reference|hit|put|match|copy\n");
+    std::fprintf(stderr, "usage: loops reference|hit|put|batch|match|copy\n");
     return 2;
   }
   return 0;

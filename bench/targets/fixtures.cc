@@ -31,12 +31,12 @@ std::vector<uint32_t> Shuffled(size_t count, uint64_t seed) {
   return numbers;
 }
 
-std::unique_ptr<Cache> FullCache(absl::Span<const BlockKey> keys) {
-  return FullCacheOfChains(keys, 1);
+std::unique_ptr<Cache> FullCache(absl::Span<const BlockKey> keys, uint32_t parts) {
+  return FullCacheOfChains(keys, 1, nullptr, parts);
 }
 
 std::unique_ptr<Cache> FullCacheOfChains(absl::Span<const BlockKey> keys, size_t blocks,
-                                         std::unique_ptr<EvictionPolicy> policy) {
+                                         std::unique_ptr<EvictionPolicy> policy, uint32_t parts) {
   if (policy == nullptr) policy = CreateLruPolicy();
   auto backend = CreateAccountingBackend({.capacity_bytes = keys.size() * 64});
   CacheOptions options;
@@ -46,7 +46,7 @@ std::unique_ptr<Cache> FullCacheOfChains(absl::Span<const BlockKey> keys, size_t
   for (size_t i = 0; i < keys.size(); ++i) {
     PutOptions put;
     if (i % blocks > 0) put.parent = keys[i - 1];
-    const absl::Status status = (*cache)->Reserve(keys[i], {64, 1}, put)->Commit();
+    const absl::Status status = (*cache)->Reserve(keys[i], {64, parts}, put)->Commit();
     KVCACHE_CHECK(status.ok(), status.ToString());
   }
   return *std::move(cache);

@@ -22,11 +22,12 @@ std::vector<uint32_t> Shuffled(size_t count, uint64_t seed = 1);
 
 // A cache with LRU that is full with one block for each key; its blocks are counted and have no
 // bytes, so that nothing but the bookkeeping is measured.
-std::unique_ptr<Cache> FullCache(absl::Span<const BlockKey> keys);
+std::unique_ptr<Cache> FullCache(absl::Span<const BlockKey> keys, uint32_t parts = 1);
 
 // The same, with chains of `blocks` keys each, and with another policy than LRU if there is one.
 std::unique_ptr<Cache> FullCacheOfChains(absl::Span<const BlockKey> keys, size_t blocks,
-                                         std::unique_ptr<EvictionPolicy> policy = nullptr);
+                                         std::unique_ptr<EvictionPolicy> policy = nullptr,
+                                         uint32_t parts = 1);
 
 }  // namespace kvcache::bench
 

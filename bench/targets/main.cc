@@ -18,7 +18,7 @@ constexpr const char* kUsage =
     "Usage: targets [--only=TEXT] [--rounds=N] [--json=FILE]\n\n"
     "Measures the store beside references in the same run, and says which targets are met.\n\n"
     "  --only=TEXT    only rows whose name contains TEXT (hit, put, memory, copy, threads,\n"
-    "                 allocator, policy, advice)\n"
+    "                 allocator, policy, advice, waits)\n"
     "  --rounds=N     rounds of each row, whose median counts (default: 9)\n"
     "  --json=FILE    also write the results there\n";
 
@@ -62,6 +62,7 @@ int main(int argc, char** argv) {
   kvcache::bench::MeasurePages(suite);
   kvcache::bench::MeasureThreads(suite);
   kvcache::bench::MeasureAllocator(suite);
+  kvcache::bench::MeasureWaits(suite);
   const std::string results = suite.Report();
   if (!file.has_value()) return 0;
   const absl::Status written = file->Write(results);

@@ -73,6 +73,7 @@ void MeasureThreads(Suite& suite);
 void MeasureCopies(Suite& suite);
 void MeasurePages(Suite& suite);
 void MeasureAllocator(Suite& suite);
+void MeasureWaits(Suite& suite);
 
 }  // namespace kvcache::bench
 

@@ -19,7 +19,10 @@ using Nanos = int64_t;
 inline constexpr Nanos kNever = std::numeric_limits<Nanos>::max();
 
 // Rounds towards zero. kNever for everything longer than 292 years.
-inline Nanos ToNanos(absl::Duration length) { return absl::ToInt64Nanoseconds(length); }
+inline Nanos ToNanos(absl::Duration length) {
+  // The usual one: absl divides for it.
+  return length == absl::InfiniteDuration() ? kNever : absl::ToInt64Nanoseconds(length);
+}
 
 inline absl::Duration ToDuration(Nanos length) {
   return length == kNever ? absl::InfiniteDuration() : absl::Nanoseconds(length);

@@ -100,9 +100,8 @@ Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPo
                                                     *policy_)),
       clock_(options.clock),
       scrubber_(std::make_unique<internal::Scrubber>(*this)) {
-  internal::BlockTable::Supplies supplies;
   MutexLock lock(mu_);
-  table_->Lacks({.blocks = 1, .namespaces = 1}, &supplies);
+  internal::BlockTable::Supplies supplies = table_->Lacking({.blocks = 1, .namespaces = 1});
   supplies.Make();
   table_->Add(std::move(supplies));
   table_->namespaces().Add(BlockKey(), &*models_.emplace().first);
@@ -206,10 +205,11 @@ void Cache::Fail(const absl::Status& status) {
 }
 
 bool Cache::LockSupplied(size_t blocks, size_t pins, size_t namespaces) {
+  const BlockTable::Needs needs = {blocks, pins, namespaces};
   for (;;) {
-    BlockTable::Supplies supplies;
     mu_.Lock();
-    if (ABSL_PREDICT_TRUE(!table_->Lacks({blocks, pins, namespaces}, &supplies))) return true;
+    if (ABSL_PREDICT_TRUE(!table_->Lacks(needs))) return true;
+    BlockTable::Supplies supplies = table_->Lacking(needs);
     mu_.Unlock();
     try {
       supplies.Make();
@@ -296,21 +296,20 @@ absl::Status Cache::PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> 
     table_->CountSaved(ns, b.recompute_cost / (part.has_value() ? b.parts : 1));
   }
   b.reused = true;
-  Pin(slot, part, now, lease);
+  Pin(slot, b, part, now, lease);
   return absl::OkStatus();
 }
 
-void Cache::Pin(Slot slot, std::optional<uint32_t> part, Nanos now, ReadLease* lease) {
-  table_->Pin(slot, now);
-  const Block& b = table_->block(slot);
+void Cache::Pin(Slot slot, Block& b, std::optional<uint32_t> part, Nanos now, ReadLease* lease) {
+  table_->Pin(&b, now);
   lease->cache_ = this;
   lease->slot_ = slot;
-  lease->extent_ = table_->ExtentOf(slot);
+  lease->extent_ = table_->ExtentOf(b);
   lease->offset_ = 0;
   lease->bytes_ = b.bytes;
   lease->parts_ = b.parts;
   lease->first_part_ = 0;
-  lease->checksums_ = table_->ChecksumsOf(slot);
+  lease->checksums_ = table_->ChecksumsOf(b);
   if (part.has_value()) {
     lease->bytes_ = b.part_bytes();
     lease->offset_ = *part * lease->bytes_;
@@ -602,7 +601,7 @@ absl::Status Cache::ResizeInSteps(size_t capacity_bytes) {
       Free(removed);
       continue;
     }
-    const BlockTable::Room room = EvictInSteps({}, std::nullopt, wanted, capacity_bytes, nullptr);
+    const BlockTable::Room room = EvictInSteps({}, nullptr, wanted, capacity_bytes, nullptr);
     if (room == BlockTable::Room::kMade) continue;
     MutexLock lock(mu_);
     if (room == BlockTable::Room::kNoMemory || !RoomComes()) {
@@ -623,7 +622,8 @@ size_t Cache::PeekVictims(absl::Span<ReadLease> leases) {
   const Nanos now = Now();
   table_->EndPriorities(now);
   const size_t found = table_->PeekVictims(absl::MakeSpan(slots, wanted));
-  for (size_t i = 0; i < found; ++i) Pin(slots[i], std::nullopt, now, &leases[i]);
+  for (size_t i = 0; i < found; ++i)
+    Pin(slots[i], table_->block(slots[i]), std::nullopt, now, &leases[i]);
   return found;
 }
 

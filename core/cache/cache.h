@@ -34,6 +34,7 @@ namespace kvcache {
 
 namespace internal {
 class Advisor;
+struct Block;
 class BlockTable;
 class Budget;
 class GapMaker;
@@ -313,7 +314,7 @@ class Cache {
   // Evicts `wanted` bytes, or nothing but what was chosen when others took some of it. Once it has
   // chosen what suffices, `limit` holds for newcomers. With `credit`, what is evicted stays charged
   // and is added to it.
-  internal::Room EvictInSteps(const EntryInfo& incoming, const std::optional<BlockKey>& parent,
+  internal::Room EvictInSteps(const EntryInfo& incoming, const BlockKey* parent,
                               absl::FunctionRef<size_t(const internal::Budget&)> wanted,
                               std::optional<size_t> limit, size_t* credit)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(steps_mu_);
@@ -345,8 +346,8 @@ class Cache {
   absl::StatusOr<ReadLease> GetOne(NamespaceId ns, const BlockKey& key,
                                    std::optional<uint32_t> part);
   // A lease on a block, or on one part of it.
-  void Pin(Slot slot, std::optional<uint32_t> part, internal::Nanos now, ReadLease* lease)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Pin(Slot slot, internal::Block& block, std::optional<uint32_t> part, internal::Nanos now,
+           ReadLease* lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   WriteLease WriteLeaseOn(Slot slot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Counts the lookup that found `slot`, or kNoSlot, and pins it for `lease`, which holds nothing.
   absl::Status PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> part,

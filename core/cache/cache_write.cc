@@ -27,7 +27,8 @@ namespace {
 // A request makes room in one piece this often before it leaves it to those who take it.
 constexpr int kMostGaps = 16;
 
-absl::Status CheckPut(const BlockKey& key, BlockSize size, const PutOptions& options) {
+absl::Status CheckPut(const BlockKey& key, BlockSize size, const PutOptions& options,
+                      const BlockKey* parent, absl::Duration recompute_cost) {
   if (size.bytes == 0) return absl::InvalidArgumentError("size.bytes: 0, expected more");
   if (size.parts == 0 || size.parts > kMostParts) {
     return absl::InvalidArgumentError(
@@ -41,10 +42,9 @@ absl::Status CheckPut(const BlockKey& key, BlockSize size, const PutOptions& opt
     return absl::InvalidArgumentError(absl::StrCat(
         "options.ttl: ", absl::FormatDuration(*options.ttl), ", expected more than 0"));
   }
-  if (options.recompute_cost < absl::ZeroDuration() ||
-      options.recompute_cost > kHighestRecomputeCost) {
+  if (recompute_cost < absl::ZeroDuration() || recompute_cost > kHighestRecomputeCost) {
     return absl::InvalidArgumentError(
-        absl::StrCat("options.recompute_cost: ", absl::FormatDuration(options.recompute_cost),
+        absl::StrCat("options.recompute_cost: ", absl::FormatDuration(recompute_cost),
                      ", expected from 0 to ", absl::FormatDuration(kHighestRecomputeCost)));
   }
   if (options.priority > kHighestPriority) {
@@ -56,7 +56,7 @@ absl::Status CheckPut(const BlockKey& key, BlockSize size, const PutOptions& opt
         absl::StrCat("options.keep_priority_for: ", absl::FormatDuration(options.keep_priority_for),
                      ", expected more than 0"));
   }
-  if (options.parent == key) {
+  if (parent != nullptr && *parent == key) {
     return absl::InvalidArgumentError("options.parent: the block itself");
   }
   return absl::OkStatus();
@@ -90,10 +90,12 @@ struct Cache::Reservation {
            outcome == Outcome::kBeingWritten;
   }
 
-  BlockKey key;
+  const BlockKey& key;
   BlockSize size;
-  PutOptions options;
-  ReserveMode mode = ReserveMode::kNewOrPartial;
+  const PutOptions& options;   // but for the two that follow
+  const BlockKey* parent_key;  // nullptr: none
+  absl::Duration recompute_cost;
+  ReserveMode mode;
   BlockTable::PartMemory memory;
 
   Outcome outcome = Outcome::kOpen;
@@ -101,16 +103,16 @@ struct Cache::Reservation {
   EntryInfo incoming = {};  // with bytes once it was asked whether there is room
   size_t credit = 0;        // charged for it already
   bool moved = false;       // its extent was another slot's
+  Slot parent = kNoSlot;    // where parent_key is, if that is known in this hold of the lock
   absl::Status status = absl::OkStatus();
   WriteLease lease = {};
 };
 
+// Of one that has failed.
 absl::Status Cache::StatusOf(const Reservation& reservation) const {
   using Outcome = Reservation::Outcome;
   const BlockSize size = reservation.size;
   switch (reservation.outcome) {
-    case Outcome::kReserved:
-      return absl::OkStatus();
     case Outcome::kFailed: {
       MutexLock lock(mu_);
       return failed_;
@@ -132,12 +134,11 @@ absl::Status Cache::StatusOf(const Reservation& reservation) const {
           "size: ", size.bytes, " bytes in ", size.parts, " parts, but the partial block has ",
           reservation.found_size.bytes, " bytes in ", reservation.found_size.parts, " parts"));
     case Outcome::kNoParent:
-      return absl::NotFoundError(
-          absl::StrCat("options.parent: ", reservation.options.parent->ToHex(),
-                       " is neither resident nor being written"));
+      return absl::NotFoundError(absl::StrCat("options.parent: ", reservation.parent_key->ToHex(),
+                                              " is neither resident nor being written"));
     case Outcome::kParentElsewhere:
       return absl::InvalidArgumentError(absl::StrCat(
-          "options.parent: ", reservation.options.parent->ToHex(), " is of another namespace"));
+          "options.parent: ", reservation.parent_key->ToHex(), " is of another namespace"));
     case Outcome::kRefusedByPolicy:
       return absl::PermissionDeniedError(
           absl::StrCat("the policy ", policy_->name(), " refuses the block"));
@@ -154,6 +155,7 @@ absl::Status Cache::StatusOf(const Reservation& reservation) const {
     case Outcome::kNoMemory:
       return internal::NoMemory();
     case Outcome::kOpen:
+    case Outcome::kReserved:
       break;
   }
   return absl::InternalError("a reservation that was not decided");
@@ -181,7 +183,7 @@ ReadLease Cache::PinForReplacement(const BlockKey& key, std::vector<bool>* commi
       for (uint32_t part = 0; part < table_->block(slot).parts; ++part) {
         committed->push_back(table_->Committed(slot, part));
       }
-      Pin(slot, std::nullopt, now, &lease);
+      Pin(slot, table_->block(slot), std::nullopt, now, &lease);
     }
   }
   Free(removed);
@@ -191,12 +193,14 @@ ReadLease Cache::PinForReplacement(const BlockKey& key, std::vector<bool>* commi
 absl::StatusOr<WriteLease> Cache::ReserveBlock(const BlockKey& key, BlockSize size,
                                                const PutOptions& options, ReserveMode mode) {
   return internal::WithoutThrowing([&]() -> absl::StatusOr<WriteLease> {
-    absl::Status status = CheckPut(key, size, options);
+    const BlockKey* parent = options.parent.has_value() ? &*options.parent : nullptr;
+    absl::Status status = CheckPut(key, size, options, parent, options.recompute_cost);
     if (status.ok() && options.priority != 0) status = UsePriority(options.priority);
     if (!status.ok()) return status;
-    Reservation reservation = {key, size, options, mode, {size.parts, keeps_checksums_}};
+    Reservation reservation = {
+        key, size, options, parent, options.recompute_cost, mode, {size.parts, keeps_checksums_}};
     ReserveEach({&reservation, 1});
-    if (absl::Status status = StatusOf(reservation); !status.ok()) return status;
+    if (reservation.outcome != Reservation::Outcome::kReserved) return StatusOf(reservation);
     return std::move(reservation.lease);
   });
 }
@@ -218,32 +222,35 @@ size_t Cache::ReserveMany(const Chain& chain, absl::Span<const BlockSize> sizes,
       if (absl::Status status = UsePriority(options.priority); !status.ok()) return status;
     }
     std::vector<Reservation> chunk;
+    chunk.reserve(std::min(blocks, kBlocksPerLock));
     while (done < blocks) {
       chunk.clear();
       absl::Status refused;
       for (size_t i = done; i < blocks && chunk.size() < kBlocksPerLock; ++i) {
         const BlockSize size = size_of(i);
-        if (i > 0) block_options.parent = chain.keys[i - 1];
-        block_options.recompute_cost = options.recompute_cost;
+        const BlockKey* parent = i > 0                        ? &chain.keys[i - 1]
+                                 : options.parent.has_value() ? &*options.parent
+                                                              : nullptr;
+        absl::Duration recompute_cost = options.recompute_cost;
         if (size.bytes != sizes[0].bytes && sizes[0].bytes > 0) {
-          block_options.recompute_cost *=
-              static_cast<double>(size.bytes) / static_cast<double>(sizes[0].bytes);
+          recompute_cost *= static_cast<double>(size.bytes) / static_cast<double>(sizes[0].bytes);
         }
-        refused = CheckPut(chain.keys[i], size, block_options);
+        refused = CheckPut(chain.keys[i], size, block_options, parent, recompute_cost);
         if (!refused.ok()) break;
         chunk.push_back({chain.keys[i],
                          size,
                          block_options,
+                         parent,
+                         recompute_cost,
                          ReserveMode::kNewOrPartial,
                          {size.parts, keeps_checksums_}});
       }
       ReserveEach(absl::MakeSpan(chunk));
       for (Reservation& reservation : chunk) {
-        const absl::Status status = StatusOf(reservation);
-        if (status.ok()) {
+        if (reservation.outcome == Reservation::Outcome::kReserved) {
           results[done] = std::move(reservation.lease);
         } else {
-          results[done] = status;
+          results[done] = StatusOf(reservation);
         }
         ++done;
         if (!reservation.GoesOn()) return absl::OkStatus();
@@ -263,6 +270,7 @@ void Cache::ReserveEach(absl::Span<Reservation> reservations) {
   for (size_t begin = 0; begin < reservations.size();) {
     size_t end = begin;
     Locked last = Locked::kDecided;
+    bool lacks_extent = false;
     Removed removed;
     if (!LockSupplied(reservations.size() - begin, 0, 0)) {
       reservations[begin].outcome = Reservation::Outcome::kNoMemory;
@@ -272,16 +280,25 @@ void Cache::ReserveEach(absl::Span<Reservation> reservations) {
       MutexLock lock(mu_, AdoptLock());
       while (end < reservations.size() && last == Locked::kDecided && !removed.full() &&
              (end == begin || reservations[end - 1].GoesOn())) {
-        last = ReserveLocked(&reservations[end], &removed);
-        if (last == Locked::kDecided) ++end;
+        Reservation& r = reservations[end];
+        const Reservation* before = end == begin ? nullptr : &reservations[end - 1];
+        const bool below = before != nullptr && before->lease.holds() &&
+                           r.parent_key == &before->key &&
+                           table_->block(before->lease.slot_).state == Block::State::kWriting;
+        r.parent = below ? before->lease.slot_ : kNoSlot;
+        last = ReserveLocked(&r, &removed);
+        if (last != Locked::kDecided) break;
+        lacks_extent |= r.lease.holds() && (r.moved || r.lease.extent_.size == 0);
+        ++end;
       }
       if (last == Locked::kWait) changed_.Wait(mu_);
     }
     Free(removed);
     const auto decided = reservations.subspan(begin, end - begin);
-    GiveExtents(decided);
+    if (lacks_extent) GiveExtents(decided);
     for (const Reservation& r : decided) {
-      if (advisor_ == nullptr || r.incoming.bytes == 0) continue;
+      if (advisor_ == nullptr) break;
+      if (r.incoming.bytes == 0) continue;
       const size_t unit = backend_->traits().alignment;
       advisor_->Put(r.key, (r.size.bytes + unit - 1) / unit * unit, r.incoming, r.options);
     }
@@ -379,8 +396,8 @@ Cache::Locked Cache::ReserveLocked(Reservation* reservation, Removed* removed) {
     return Locked::kRetry;
   }
   Slot parent = kNoSlot;
-  if (options.parent.has_value()) {
-    parent = table_->FindOrRemove(*options.parent, now, removed);
+  if (r.parent_key != nullptr) {
+    parent = r.parent != kNoSlot ? r.parent : table_->FindOrRemove(*r.parent_key, now, removed);
     if (parent == kNoSlot) return decide(Outcome::kNoParent);
     if (table_->block(parent).ns != internal::Namespaces::NumberOf(options.ns)) {
       return decide(Outcome::kParentElsewhere);
@@ -393,7 +410,7 @@ Cache::Locked Cache::ReserveLocked(Reservation* reservation, Removed* removed) {
                 .chain_blocks = options.chain_blocks,
                 .priority = options.priority,
                 .keep_priority_for = internal::ToNanos(options.keep_priority_for),
-                .recompute_cost = internal::SecondsOf(options.recompute_cost),
+                .recompute_cost = internal::SecondsOf(r.recompute_cost),
                 .deadline = internal::Later(now, ttl),
                 .now = now};
   switch (table_->MakeRoom(r.size.bytes, parent, r.incoming, r.credit, removed)) {
@@ -414,8 +431,8 @@ Cache::Locked Cache::ReserveLocked(Reservation* reservation, Removed* removed) {
       return decide(Outcome::kRefusedByPolicy);
   }
   r.credit -= std::min(r.credit, table_->Charge(r.size.bytes));  // the rest is given back
-  const Slot slot = table_->Insert(r.key, r.size, options, parent, ttl, replacement,
-                                   std::move(r.memory), now, removed);
+  const Slot slot = table_->Insert(r.key, r.size, options.ns, r.incoming, ttl, replacement,
+                                   std::move(r.memory), removed);
   r.moved = removed->moved;
   r.lease = WriteLeaseOn(slot);
   return decide(Outcome::kReserved);
@@ -434,8 +451,7 @@ bool Cache::IsFreeing() const {
          (scrubbed_ != kNoSlot && table_->EvictableButForOnePin(scrubbed_));
 }
 
-BlockTable::Room Cache::EvictInSteps(const EntryInfo& incoming,
-                                     const std::optional<BlockKey>& parent,
+BlockTable::Room Cache::EvictInSteps(const EntryInfo& incoming, const BlockKey* parent,
                                      absl::FunctionRef<size_t(const internal::Budget&)> wanted,
                                      std::optional<size_t> limit, size_t* credit) {
   std::vector<Slot> victims;
@@ -453,7 +469,7 @@ BlockTable::Room Cache::EvictInSteps(const EntryInfo& incoming,
     room = bytes > table_->loose_bytes()
                ? BlockTable::Room::kNothingToEvict
                : table_->ChooseMore(incoming,
-                                    parent.has_value() ? table_->Find(*parent, Now()) : kNoSlot,
+                                    parent != nullptr ? table_->Find(*parent, Now()) : kNoSlot,
                                     bytes, &victims, &chosen);
     if (room == BlockTable::Room::kMade && limit.has_value()) table_->budget().Limit(*limit);
   }
@@ -489,7 +505,7 @@ void Cache::ReserveInSteps(Reservation* reservation) {
   };
   SetStepping(true);
   const BlockTable::Room room =
-      EvictInSteps(r.incoming, r.options.parent, wanted, std::nullopt, &r.credit);
+      EvictInSteps(r.incoming, r.parent_key, wanted, std::nullopt, &r.credit);
   SetStepping(false);
   if (room == BlockTable::Room::kMade) return;
   MutexLock lock(mu_);
@@ -517,14 +533,14 @@ void Cache::SetStepping(bool stepping) {
 }
 
 WriteLease Cache::WriteLeaseOn(Slot slot) {
-  const Block& b = table_->block(slot);
+  Block& b = table_->block(slot);
   WriteLease lease;
   lease.cache_ = this;
   lease.slot_ = slot;
-  lease.extent_ = table_->ExtentOf(slot);
+  lease.extent_ = table_->ExtentOf(b);
   lease.bytes_ = b.bytes;
   lease.parts_ = b.parts;
-  lease.checksums_ = table_->ChecksumsOf(slot);
+  lease.checksums_ = table_->ChecksumsOf(b);
   lease.some_committed_ = table_->WriteOf(b).committed_parts > 0;
   return lease;
 }

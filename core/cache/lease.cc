@@ -194,7 +194,7 @@ Transfer WriteLease::WritePart(uint32_t part, absl::Span<const ConstBytes> sourc
 
 WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
   if (this == &other) return *this;
-  Abort();
+  if (cache_ != nullptr) Abort();
   cache_ = std::exchange(other.cache_, nullptr);
   slot_ = other.slot_;
   extent_ = other.extent_;

@@ -37,7 +37,7 @@ ReadLease Scrubber::PinNext() {
     const Slot slot = cache_.table_->NextVisible(next_, kBlocksPerLock, now, &next_);
     more = next_ != kNoSlot;
     if (slot == kNoSlot) continue;
-    cache_.Pin(slot, std::nullopt, now, &lease);
+    cache_.Pin(slot, cache_.table_->block(slot), std::nullopt, now, &lease);
     cache_.scrubbed_ = slot;
   }
   return lease;

@@ -32,13 +32,13 @@ void BlockTable::Supplies::Make() {
   if (lacks_namespaces) namespaces = Namespaces::Records::MakeChunk();
 }
 
-bool BlockTable::Lacks(const Needs& needs, Supplies* supplies) const {
-  supplies->lacks_blocks = blocks_.Lacks(needs.blocks);
-  supplies->lacks_writes = writes_.Lacks(needs.blocks);
-  supplies->lacks_pins = pins_.records().Lacks(needs.blocks + needs.pins);
-  supplies->lacks_namespaces = namespaces_.records().Lacks(needs.namespaces);
-  return supplies->lacks_blocks || supplies->lacks_writes || supplies->lacks_pins ||
-         supplies->lacks_namespaces;
+BlockTable::Supplies BlockTable::Lacking(const Needs& needs) const {
+  Supplies supplies;
+  supplies.lacks_blocks = blocks_.Lacks(needs.blocks);
+  supplies.lacks_writes = writes_.Lacks(needs.blocks);
+  supplies.lacks_pins = pins_.records().Lacks(needs.blocks + needs.pins);
+  supplies.lacks_namespaces = namespaces_.records().Lacks(needs.namespaces);
+  return supplies;
 }
 
 void BlockTable::Add(Supplies supplies) {
@@ -91,6 +91,7 @@ void BlockTable::EndPrioritiesThatAreOver(Nanos now) {
 
 Nanos BlockTable::DeadlineOfParent(const Block& b) const {
   Nanos deadline = kNever;
+  if (deadlines_.empty()) return deadline;
   Slot above = b.parent;
   for (size_t i = 0; i < kUnfinishedAncestors && above != kNoSlot; ++i) {
     deadline = std::min(deadline, block(above).deadline);
@@ -142,22 +143,15 @@ void BlockTable::RemoveDead(Slot slot, Removed* removed) {
 
 // --- Pins and touches
 
-void BlockTable::Pin(Slot slot, Nanos now) {
-  Block& b = block(slot);
-  if (pins_.Pin(&b.pin, now) && b.visible()) loose_bytes_ -= Charge(b.bytes);
-}
-
-void BlockTable::Unpin(Slot slot, Removed* removed) {
-  Block& b = block(slot);
-  if (!pins_.Unpin(&b.pin)) return;
-  if (b.state == Block::State::kRemoved) {
-    record(b).usage.bytes_detached -= Charge(b.bytes);
+void BlockTable::Unpinned(Slot slot, Block* b, Removed* removed) {
+  if (ABSL_PREDICT_FALSE(b->state == Block::State::kRemoved)) {
+    record(*b).usage.bytes_detached -= Charge(b->bytes);
     GiveUpExtent(slot, removed);
     FreeSlotIfUnused(slot, removed);
-  } else {
-    if (b.visible()) loose_bytes_ += Charge(b.bytes);
-    UnparkIfEvictable(slot);
+    return;
   }
+  if (b->visible()) loose_bytes_ += Charge(b->bytes);
+  if (b->parked) UnparkIfEvictable(slot);
 }
 
 void BlockTable::Touch(absl::Span<const Slot> slots, const Run& run) {
@@ -397,7 +391,7 @@ size_t BlockTable::PeekVictims(const EntryInfo& incoming, absl::Span<Extent> ext
     if (step == Step::kParked) continue;
     if (step != Step::kChosen) break;
     ParkChosen(victim);
-    extents[victims_.size()] = ExtentOf(victim);
+    extents[victims_.size()] = ExtentOf(block(victim));
     victims_.push_back(victim);
     if (block(victim).parent != kNoSlot) ChildGone(block(victim).parent);
   }

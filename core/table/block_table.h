@@ -84,8 +84,13 @@ class BlockTable {
     PinList::Records::Chunk pins = nullptr;
     Namespaces::Records::Chunk namespaces = nullptr;
   };
-  // Whether something has to be supplied first.
-  bool Lacks(const Needs& needs, Supplies* supplies) const;
+  // Whether something has to be supplied first, and what.
+  bool Lacks(const Needs& needs) const {
+    return blocks_.Lacks(needs.blocks) | writes_.Lacks(needs.blocks) |
+           pins_.records().Lacks(needs.blocks + needs.pins) |
+           namespaces_.records().Lacks(needs.namespaces);
+  }
+  Supplies Lacking(const Needs& needs) const;
   void Add(Supplies supplies);
 
   // --- Namespaces. What takes an id REQUIRES that it is known.
@@ -129,8 +134,14 @@ class BlockTable {
 
   // --- Pins and touches
   // REQUIRES: supplies for a pin, or the block is pinned already.
-  void Pin(Slot slot, Nanos now);
-  void Unpin(Slot slot, Removed* removed);
+  void Pin(Slot slot, Nanos now) { Pin(&block(slot), now); }
+  void Pin(Block* b, Nanos now) {
+    if (pins_.Pin(&b->pin, now) && b->visible()) loose_bytes_ -= Charge(b->bytes);
+  }
+  void Unpin(Slot slot, Removed* removed) {
+    Block& b = block(slot);
+    if (pins_.Unpin(&b.pin)) Unpinned(slot, &b, removed);
+  }
   // Blocks that the policy does not know are left out.
   void Touch(absl::Span<const Slot> slots, const Run& run);
 
@@ -222,20 +233,18 @@ class BlockTable {
   };
   // A block in kWriting, pinned. It has no extent yet, unless one of the victims left one that fits
   // exactly: that is taken out of `removed` again. REQUIRES: supplies for a block; `memory` is for
-  // size.parts.
-  Slot Insert(const BlockKey& key, BlockSize size, const PutOptions& options, Slot parent,
-              Nanos ttl, bool replacement, PartMemory memory, Nanos now, Removed* removed);
-  void SetExtent(Slot slot, const Extent& extent);
+  // size.parts; `incoming` is what MakeRoom() was told.
+  Slot Insert(const BlockKey& key, BlockSize size, NamespaceId ns, const EntryInfo& incoming,
+              Nanos ttl, bool replacement, PartMemory memory, Removed* removed);
+  void SetExtent(Slot slot, const Extent& extent) { SetExtent(&block(slot), extent); }
   // Its extent, of size 0 while it has none.
-  Extent ExtentOf(Slot slot) const {
-    const Block& b = block(slot);
+  Extent ExtentOf(const Block& b) const {
     return b.has_extent ? Extent{b.offset, Charge(b.bytes), b.extent_node} : Extent();
   }
   // One for each part, 0 where none is known; nullptr when none are kept. Belongs to whoever pins
   // the block: the writer sets that of a part before its commit, without the lock, and from then on
   // it does not change.
-  uint64_t* ChecksumsOf(Slot slot) {
-    Block& b = block(slot);
+  uint64_t* ChecksumsOf(Block& b) const {
     return !keeps_checksums_ ? nullptr : b.parts == 1 ? &b.checksum : b.checksums;
   }
   // REQUIRES: the block is being written, or partial.
@@ -316,7 +325,13 @@ class BlockTable {
   void RemoveDead(Slot slot, Removed* removed);
   RemoveReason WhyDead(const Block& b) const;
   bool Evictable(const Block& b) const { return b.visible() && !b.pinned() && b.children == 0; }
+  static void SetExtent(Block* b, const Extent& extent) {
+    b->offset = extent.offset;
+    b->extent_node = extent.node;
+    b->has_extent = true;
+  }
   void UnparkIfEvictable(Slot slot);
+  void Unpinned(Slot slot, Block* block, Removed* removed);
 
   // Whether a block may go for a newcomer, once nothing is below it.
   bool MayGo(Slot slot, const EntryInfo& incoming) const {

@@ -14,18 +14,19 @@ BlockTable::PartMemory::PartMemory(uint32_t parts, bool keeps_checksums) {
   if (words > 0) sets = std::make_unique<uint64_t[]>(words);
 }
 
-Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& options, Slot parent,
-                        Nanos ttl, bool replacement, PartMemory memory, Nanos now,
+Slot BlockTable::Insert(const BlockKey& key, BlockSize size, NamespaceId ns_id,
+                        const EntryInfo& incoming, Nanos ttl, bool replacement, PartMemory memory,
                         Removed* removed) {
-  const Slot slot = blocks_.Take();
-  Block& b = block(slot);
+  Block* taken;
+  const Slot slot = blocks_.Take(&taken);
+  Block& b = *taken;
   b.key = key;
   b.bytes = size.bytes;
   b.parts = static_cast<uint16_t>(size.parts);
-  b.recompute_cost = SecondsOf(options.recompute_cost);
-  b.parent = parent;
-  b.depth = parent == kNoSlot ? 0 : block(parent).depth + 1;
-  b.ns = Namespaces::NumberOf(options.ns);
+  b.recompute_cost = incoming.recompute_cost;
+  b.parent = incoming.parent;
+  b.depth = incoming.depth;
+  b.ns = Namespaces::NumberOf(ns_id);
   NamespaceRecord& ns = record(b);
   namespaces_.AddSlot(b.ns);
   b.epoch = namespaces_.EpochOf(ns);
@@ -35,9 +36,9 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
   BlockWrite& write = writes_[b.write];
   write = BlockWrite();
   write.ttl = ttl;
-  write.keep_priority_for = ToNanos(options.keep_priority_for);
-  write.chain_blocks = options.chain_blocks;
-  write.priority = options.priority;
+  write.keep_priority_for = incoming.keep_priority_for;
+  write.chain_blocks = incoming.chain_blocks;
+  write.priority = incoming.priority;
   write.sets = memory.sets.release();
   const size_t beyond = PartSet::WordsBeyond(size.parts);
   write.claimed.Reset(size.parts, write.sets);
@@ -51,21 +52,14 @@ Slot BlockTable::Insert(const BlockKey& key, BlockSize size, const PutOptions& o
     index_.Insert(mixer_(b.key.bytes), slot);
     namespaces_.CountBlock(ns);
   }
-  Pin(slot, now);
+  Pin(&b, incoming.now);
   Slot before = slot;
   if (Extent extent; removed->TakeOfSize(charge, &extent, &before)) {
-    SetExtent(slot, extent);
+    SetExtent(&b, extent);
     budget_.TakeOver(charge, removed);
   }
   removed->moved = before != slot;
   return slot;
-}
-
-void BlockTable::SetExtent(Slot slot, const Extent& extent) {
-  Block& b = block(slot);
-  b.offset = extent.offset;
-  b.extent_node = extent.node;
-  b.has_extent = true;
 }
 
 void BlockTable::EndWrite(Block& b, Removed* removed) {
@@ -86,7 +80,7 @@ void BlockTable::Resume(Slot slot, Nanos ttl, Nanos now) {
   b.early_below = b.first_child != kNoSlot;  // may get an earlier deadline than it had
   // What was written but not committed counts for nothing now.
   for (uint32_t part = 0; keeps_checksums_ && part < b.parts; ++part) {
-    if (!WriteOf(b).claimed.Has(part)) ChecksumsOf(slot)[part] = 0;
+    if (!WriteOf(b).claimed.Has(part)) ChecksumsOf(b)[part] = 0;
   }
   Pin(slot, now);
 }
@@ -161,7 +155,7 @@ absl::Status BlockTable::FinishPart(Slot slot, uint32_t part, bool succeeded, Na
   } else if (write.keep) {
     write.claimed.Remove(part);
     write.failed.Add(part);
-    if (keeps_checksums_) ChecksumsOf(slot)[part] = 0;
+    if (keeps_checksums_) ChecksumsOf(b)[part] = 0;
     ++record(b).counters.failed_writes;
   } else {
     Unlink(slot, RemoveReason::kAborted, removed);

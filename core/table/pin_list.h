@@ -7,6 +7,8 @@
 #include <memory>
 #include <utility>
 
+#include "absl/base/attributes.h"
+#include "absl/base/optimization.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/table/block.h"
 #include "kvcache/core/table/pool.h"
@@ -48,8 +50,9 @@ class PinList {
       ++records_[*record].pins;
       return false;
     }
-    const uint32_t taken = records_.Take();
-    records_[taken] = {now, 1, last_, Block::kNone};
+    PinRecord* r;
+    const uint32_t taken = records_.Take(&r);
+    *r = {now, 1, last_, Block::kNone};
     (last_ == Block::kNone ? first_ : records_[last_].next) = taken;
     last_ = taken;
     *record = taken;
@@ -57,14 +60,14 @@ class PinList {
   }
 
   // Takes one away; sets *record to Block::kNone and returns true when that was the last.
-  bool Unpin(uint32_t* record) {
+  ABSL_ATTRIBUTE_ALWAYS_INLINE bool Unpin(uint32_t* record) {
     KVCACHE_CHECK(*record != Block::kNone, "a pin that was never taken");
     --pins_;
     PinRecord& r = records_[*record];
-    if (--r.pins > 0) return false;
+    if (ABSL_PREDICT_FALSE(--r.pins > 0)) return false;
     (r.previous == Block::kNone ? first_ : records_[r.previous].next) = r.next;
     (r.next == Block::kNone ? last_ : records_[r.next].previous) = r.previous;
-    records_.Give(std::exchange(*record, Block::kNone));
+    records_.Give(std::exchange(*record, Block::kNone), &r);
     return true;
   }
 

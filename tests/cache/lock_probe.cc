@@ -25,7 +25,7 @@ int64_t ProcessorTime() {
   return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
 }
 
-void Locked(pthread_mutex_t* mutex) {
+[[maybe_unused]] void Locked(pthread_mutex_t* mutex) {
   if (!watched.on) return;
   if (watched.mutex == nullptr) watched.mutex = mutex;
   if (mutex != watched.mutex) return;
@@ -33,7 +33,7 @@ void Locked(pthread_mutex_t* mutex) {
   watched.since = ProcessorTime();
 }
 
-void Unlocks(pthread_mutex_t* mutex) {
+[[maybe_unused]] void Unlocks(pthread_mutex_t* mutex) {
   if (!watched.on || mutex != watched.mutex) return;
   watched.longest = std::max(watched.longest, ProcessorTime() - watched.since);
 }
