@@ -27,6 +27,8 @@ constexpr size_t kBlocks = 100'000;
 constexpr size_t kBytes = 4096;
 // What is done in proportion to kBlocks takes ten times as long and more.
 constexpr absl::Duration kLongestHold = absl::Milliseconds(2);
+// What is done for each block in proportion to the others takes ten times as long and more.
+constexpr absl::Duration kAllHolds = absl::Seconds(2);
 
 BlockKey Key(uint64_t number) {
   BlockKey key;
@@ -63,6 +65,7 @@ class BoundedLockTest : public testing::Test {
     call();
     EXPECT_GT(probe.holds(), 1u) << what << " took no lock";
     EXPECT_LT(probe.longest_hold(), kLongestHold) << what;
+    EXPECT_LT(probe.all_holds(), kAllHolds) << what;
     return probe.holds() - 1;
   }
 

@@ -15,6 +15,7 @@ struct Watched {
   pthread_mutex_t* mutex = nullptr;
   int64_t since = 0;
   int64_t longest = 0;
+  int64_t all = 0;
   size_t holds = 0;
 };
 thread_local Watched watched;
@@ -35,7 +36,9 @@ int64_t ProcessorTime() {
 
 [[maybe_unused]] void Unlocks(pthread_mutex_t* mutex) {
   if (!watched.on || mutex != watched.mutex) return;
-  watched.longest = std::max(watched.longest, ProcessorTime() - watched.since);
+  const int64_t held = ProcessorTime() - watched.since;
+  watched.longest = std::max(watched.longest, held);
+  watched.all += held;
 }
 
 }  // namespace
@@ -43,6 +46,7 @@ int64_t ProcessorTime() {
 LockProbe::LockProbe() { watched = {.on = true}; }
 LockProbe::~LockProbe() { watched = {}; }
 absl::Duration LockProbe::longest_hold() const { return absl::Nanoseconds(watched.longest); }
+absl::Duration LockProbe::all_holds() const { return absl::Nanoseconds(watched.all); }
 size_t LockProbe::holds() const { return watched.holds; }
 
 }  // namespace kvcache

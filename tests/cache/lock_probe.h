@@ -25,6 +25,7 @@ class LockProbe {
   ~LockProbe();
 
   absl::Duration longest_hold() const;
+  absl::Duration all_holds() const;
   size_t holds() const;
 };
 
