@@ -28,8 +28,10 @@ class Registry {
     MutexLock lock(mu_);
     const auto it = factories_.find(std::string(name));
     if (it != factories_.end()) return it->second;
+    const std::string names = absl::StrJoin(NamesLocked(), ", ");
     return absl::InvalidArgumentError(absl::StrCat(
-        "unknown ", kind_, " '", name, "'; linked in: ", absl::StrJoin(NamesLocked(), ", ")));
+        "unknown ", kind_, " '", name,
+        "'; linked in: ", names.empty() ? "none, a :register target has to be" : names));
   }
 
   std::vector<std::string> Names() const {

@@ -57,7 +57,8 @@ TEST(RegistryTest, AnUnknownNameListsTheKnownOnes) {
   const absl::Status status = MakePolicy("third").status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(status.message(), "unknown policy 'third'; linked in: first, second");
-  EXPECT_THAT(MakeBackend("ramdisk", 1).status().message(), HasSubstr("unknown backend 'ramdisk'"));
+  EXPECT_THAT(MakeBackend("ramdisk", 1).status().message(),
+              HasSubstr("'ramdisk'; linked in: none, a :register target has to be"));
 }
 
 TEST(RegistryTest, AnUnknownSettingIsAnError) {

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Checks that README.md shows the examples as they are built.
+"""Checks that documents show the examples as they are built.
 
-Usage: check_readme.py README EXAMPLE...
+Usage: check_readme.py DOCUMENT EXAMPLE [DOCUMENT EXAMPLE]...
 """
 
 import sys
@@ -10,18 +10,20 @@ import textwrap
 MARK = "  // [example]\n"
 
 
+def read(path):
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
 def main():
-    with open(sys.argv[1], encoding="utf-8") as file:
-        readme = file.read()
     missing = []
-    for path in sys.argv[2:]:
-        with open(path, encoding="utf-8") as file:
-            examples = file.read().split(MARK)[1::2]
-        for number, example in enumerate(examples, 1):
-            if f"```cpp\n{textwrap.dedent(example)}```\n" not in readme:
-                missing.append((path, number))
-    for path, number in missing:
-        print(f"README.md does not show example {number} of {path} as it is", file=sys.stderr)
+    for document, path in zip(sys.argv[1::2], sys.argv[2::2]):
+        shown = read(document)
+        for number, example in enumerate(read(path).split(MARK)[1::2], 1):
+            if f"```cpp\n{textwrap.dedent(example)}```\n" not in shown:
+                missing.append((document, number, path))
+    for document, number, path in missing:
+        print(f"{document} does not show example {number} of {path} as it is", file=sys.stderr)
     sys.exit(1 if missing else 0)
 
 
