@@ -140,8 +140,8 @@ Chart HitChart(const Report& report) {
 std::string NeedTable(const Report& report) {
   const bool memory = !FormatMemory(report, 1).empty();
   std::string table =
-      absl::StrCat("<table><tr><th>policy</th><th>blocks</th>", memory ? "<th>memory</th>" : "",
-                   "<th>of all blocks</th></tr>\n");
+      absl::StrCat("<div class=\"scroll\"><table><tr><th>policy</th><th>blocks</th>",
+                   memory ? "<th>memory</th>" : "", "<th>of all blocks</th></tr>\n");
   for (size_t i = 0; i < report.sweep.needs.size(); ++i) {
     const Need& need = report.sweep.needs[i];
     const bool optimum = i + 1 == report.sweep.needs.size();
@@ -155,7 +155,7 @@ std::string NeedTable(const Report& report) {
                     FormatPercent(ReplayResult::Ratio(need.capacity_blocks, report.unique_blocks)),
                     "</td></tr>\n");
   }
-  return absl::StrCat(table, "</table>\n");
+  return absl::StrCat(table, "</table></div>\n");
 }
 
 // A column for each capacity, with the best policy of each in bold.

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "gmock/gmock.h"
@@ -165,6 +166,14 @@ TEST(HtmlTest, TheAnswerNamesAllPoliciesThatNeedTheLeast) {
   report.sweep.needs[0].capacity_blocks = 4'000;
   EXPECT_THAT(Html(report),
               HasSubstr("under the policies <b>lru</b>, <b>best&amp;fast</b>. The optimum"));
+}
+
+TEST(HtmlTest, EveryTableScrollsWhereItIsTooWide) {
+  const std::string page = Html(TwoPolicies());
+  EXPECT_THAT(page, HasSubstr(".scroll { overflow-x: auto; }"));
+  for (size_t at = 0; (at = page.find("<table>", at)) != page.npos; ++at) {
+    EXPECT_TRUE(absl::EndsWith(page.substr(0, at), "<div class=\"scroll\">")) << at;
+  }
 }
 
 TEST(HtmlTest, HasACurveForEachPolicyAndTheOptimum) {
