@@ -52,7 +52,11 @@ class Replayer {
       for (uint32_t number : numbers_) keys_.push_back(workload_.keys[number]);
       const absl::StatusOr<size_t> prefix =
           options_.touch_order == TouchOrder::kForward ? AccessForward() : AccessChain();
-      if (!prefix.ok()) return prefix.status();
+      if (!prefix.ok()) {
+        return absl::Status(prefix.status().code(),
+                            absl::StrCat(workload_.trace.path, ": line ", request.line, ": ",
+                                         prefix.status().message()));
+      }
       result_.block_references += request.blocks;
       result_.prefix_hits += *prefix;
       result_.tokens += request.input_tokens;

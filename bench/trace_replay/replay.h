@@ -83,7 +83,7 @@ struct ReplayResult {
 
 // Errors: those of core/plugins/registry.h for the policy; of the backend for payloads that do not
 // fit into memory; kDataLoss when a payload came back changed; kInvalidArgument for a capacity of
-// 0, or of 2^32 - 1 blocks and more.
+// 0, or of 2^32 - 1 blocks and more. Those of a request name its file and line.
 absl::StatusOr<ReplayResult> Replay(const Workload& workload, const ReplayOptions& options);
 
 // The prefix hits of a cache that holds everything, forever.

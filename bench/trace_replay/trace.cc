@@ -9,6 +9,7 @@
 #include <memory>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/bench/trace_replay/json_scanner.h"
 
@@ -47,13 +48,21 @@ absl::Status InField(absl::string_view name, const absl::Status& status) {
 
 bool IsBlank(absl::string_view line) { return line.find_first_not_of(" \t\r") == line.npos; }
 
+// What a file that starts like this is, if not text in UTF-8; empty: nothing known.
+absl::string_view OtherEncoding(absl::string_view start) {
+  if (absl::StartsWith(start, "\x1f\x8b")) return "gzip data";
+  if (absl::StartsWith(start, "\xff\xfe") || absl::StartsWith(start, "\xfe\xff")) return "UTF-16";
+  if (absl::StartsWith(start, "\xef\xbb\xbf")) return "a byte order mark";
+  return "";
+}
+
 struct CloseFile {
   void operator()(std::FILE* file) const { std::fclose(file); }
 };
 
 }  // namespace
 
-absl::Status TraceBuilder::AddLine(absl::string_view line) {
+absl::Status TraceBuilder::AddLine(absl::string_view line, size_t number) {
   JsonScanner scanner(line);
   bool seen[std::size(kFields)] = {};
   double milliseconds = 0;
@@ -102,7 +111,8 @@ absl::Status TraceBuilder::AddLine(absl::string_view line) {
                              .input_tokens = static_cast<uint32_t>(tokens[0]),
                              .output_tokens = static_cast<uint32_t>(tokens[1]),
                              .first_block = trace_.blocks.size(),
-                             .blocks = static_cast<uint32_t>(ids_.size())});
+                             .blocks = static_cast<uint32_t>(ids_.size()),
+                             .line = number});
   for (uint64_t id : ids_) {
     const auto [number, added] =
         numbers_.try_emplace(id, static_cast<uint32_t>(trace_.unique_blocks));
@@ -123,13 +133,14 @@ absl::StatusOr<TraceFile> ReadTrace(const std::string& path, const ReadOptions& 
   if (file == nullptr) return failure("open");
 
   TraceBuilder builder;
+  builder.set_path(path);
   TraceFile result;
   size_t number = 0;
   const auto add = [&](absl::string_view line) -> absl::Status {
     ++number;
     if (IsBlank(line)) return absl::OkStatus();
     ++result.lines;
-    absl::Status status = builder.AddLine(line);
+    absl::Status status = builder.AddLine(line, number);
     if (status.ok()) return status;
     status =
         absl::Status(status.code(), absl::StrCat(path, ": line ", number, ": ", status.message()));
@@ -142,6 +153,10 @@ absl::StatusOr<TraceFile> ReadTrace(const std::string& path, const ReadOptions& 
   std::vector<char> chunk(size_t{1} << 18);
   while (const size_t bytes = std::fread(chunk.data(), 1, chunk.size(), file.get())) {
     absl::string_view rest(chunk.data(), bytes);
+    if (const absl::string_view other = OtherEncoding(rest); number == 0 && !other.empty()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": line 1: expected plain UTF-8, found ", other));
+    }
     for (size_t end; (end = rest.find('\n')) != rest.npos; rest.remove_prefix(end + 1)) {
       absl::string_view line = rest.substr(0, end);
       if (!pending.empty()) {
@@ -158,7 +173,9 @@ absl::StatusOr<TraceFile> ReadTrace(const std::string& path, const ReadOptions& 
     }
   }
   if (std::ferror(file.get())) return failure("read");
-  if (absl::Status status = add(pending); !status.ok()) return status;
+  if (!pending.empty()) {
+    if (absl::Status status = add(pending); !status.ok()) return status;
+  }
   result.trace = std::move(builder).Build();
   if (result.trace.requests.empty()) {
     const std::string why =

@@ -22,9 +22,11 @@ struct TraceRequest {
   uint32_t output_tokens = 0;
   size_t first_block = 0;  // in Trace::blocks
   uint32_t blocks = 0;
+  size_t line = 0;  // in the file, from 1; 0: of no file
 };
 
 struct Trace {
+  std::string path;  // of its file
   std::vector<TraceRequest> requests;
   // Of all requests, one after the other. Blocks are numbered from 0 in the order in which they
   // first appear; equal blocks have the same number.
@@ -45,11 +47,13 @@ struct Trace {
 // end. Other fields are skipped. A timestamp before the last one counts as that.
 class TraceBuilder {
  public:
-  // One line without its end. kInvalidArgument, saying what is wrong in which column and adding
-  // nothing, for anything else than such an object, or a field that is missing or there twice;
-  // kResourceExhausted when there are 2^32 - 1 references to blocks.
-  absl::Status AddLine(absl::string_view line);
+  // One line without its end; `number` becomes TraceRequest::line. kInvalidArgument, saying what is
+  // wrong in which column and adding nothing, for anything else than such an object, or a field
+  // that is missing or there twice; kResourceExhausted when there are 2^32 - 1 references to
+  // blocks.
+  absl::Status AddLine(absl::string_view line, size_t number = 0);
 
+  void set_path(absl::string_view path) { trace_.path = std::string(path); }
   const Trace& trace() const { return trace_; }
   Trace Build() && { return std::move(trace_); }
 
@@ -73,8 +77,9 @@ struct TraceFile {
 };
 
 // Reads a file line by line. Lines of spaces are ignored. Errors name the path; kInvalidArgument
-// also the line: malformed, longer than 64 MiB, or the file has no request at all; kNotFound and
-// kUnavailable when the file cannot be read.
+// also the line: malformed, longer than 64 MiB, gzip, UTF-16 or a byte order mark at the start,
+// which skip_bad_lines does not skip, or the file has no request at all; kNotFound and kUnavailable
+// when the file cannot be read.
 absl::StatusOr<TraceFile> ReadTrace(const std::string& path, const ReadOptions& options = {});
 
 // Tokens of each block but the last of a prompt, which may be short: the one number, a power of two

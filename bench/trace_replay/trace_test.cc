@@ -4,6 +4,7 @@
 #include <fstream>
 #include <random>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -180,9 +181,36 @@ TEST_F(ReadTraceTest, CountsMalformedLinesWhenTold) {
 
 TEST_F(ReadTraceTest, ATraceHasARequest) {
   EXPECT_THAT(std::string(ReadTrace(File("\n\n")).status().message()),
-              HasSubstr("no request in 3 lines"));
+              HasSubstr("no request in 2 lines"));
+  EXPECT_THAT(std::string(ReadTrace(File("")).status().message()),
+              HasSubstr("no request in 0 lines"));
   EXPECT_THAT(std::string(ReadTrace(File("x\n"), {.skip_bad_lines = true}).status().message()),
               HasSubstr("line 1: expected '{'"));
+}
+
+TEST_F(ReadTraceTest, NamesWhatIsNotPlainUtf8) {
+  const std::pair<absl::string_view, absl::string_view> cases[] = {
+      {"\x1f\x8b", "gzip data"},
+      {"\xff\xfe", "UTF-16"},
+      {"\xfe\xff", "UTF-16"},
+      {"\xef\xbb\xbf", "a byte order mark"}};
+  for (const auto& [start, name] : cases) {
+    const std::string path = File(absl::StrCat(start, kLine, "\n", kLine));
+    for (bool skip : {false, true}) {
+      EXPECT_EQ(ReadTrace(path, {.skip_bad_lines = skip}).status().message(),
+                absl::StrCat(path, ": line 1: expected plain UTF-8, found ", name));
+    }
+  }
+  EXPECT_THAT(std::string(ReadTrace(File(absl::StrCat(kLine, "\n\xff\xfe"))).status().message()),
+              HasSubstr("line 2: expected '{', found byte 255"));
+}
+
+TEST_F(ReadTraceTest, RequestsKnowTheirLines) {
+  const absl::StatusOr<TraceFile> file =
+      ReadTrace(File(absl::StrCat("\n", kLine, "\nx\n", kLine)), {.skip_bad_lines = true});
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ(file->trace.requests[0].line, 2u);
+  EXPECT_EQ(file->trace.requests[1].line, 4u);
 }
 
 TEST_F(ReadTraceTest, SaysWhichFileCannotBeReadAndWhy) {
