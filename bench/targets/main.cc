@@ -11,6 +11,7 @@
 #include "absl/strings/strip.h"
 #include "kvcache/bench/targets/suite.h"
 #include "kvcache/examples/demo/json.h"
+#include "kvcache/examples/demo/terminal.h"
 
 namespace {
 
@@ -25,13 +26,13 @@ constexpr const char* kUsage =
 }  // namespace
 
 int main(int argc, char** argv) {
+  kvcache::examples::OpenStandardFiles();
   kvcache::bench::Suite::Options options;
   std::string json;
   for (int i = 1; i < argc; ++i) {
     absl::string_view argument = argv[i];
     if (argument == "--help") {
-      std::printf("%s", kUsage);
-      return 0;
+      return kvcache::examples::Print(kUsage).ok() ? 0 : 1;
     }
     if (absl::ConsumePrefix(&argument, "--only=")) {
       options.only = std::string(argument);
@@ -64,8 +65,8 @@ int main(int argc, char** argv) {
   kvcache::bench::MeasureAllocator(suite);
   kvcache::bench::MeasureWaits(suite);
   const std::string results = suite.Report();
-  if (!file.has_value()) return 0;
-  const absl::Status written = file->Write(results);
+  absl::Status written = file.has_value() ? file->Write(results) : absl::OkStatus();
+  if (written.ok()) written = kvcache::examples::Print("");
   if (!written.ok()) std::fprintf(stderr, "%s\n", std::string(written.message()).c_str());
   return written.ok() ? 0 : 1;
 }

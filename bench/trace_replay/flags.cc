@@ -1,11 +1,8 @@
 #include "kvcache/bench/trace_replay/flags.h"
 
 #include <algorithm>
-#include <cstdio>
-#include <cstdlib>
 
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -14,6 +11,8 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "kvcache/core/plugins/registry.h"
+#include "kvcache/examples/demo/command_line.h"
+#include "kvcache/examples/demo/json.h"
 
 ABSL_FLAG(std::string, trace, "", "the trace");
 ABSL_FLAG(std::string, policy, "all", "policies");
@@ -30,39 +29,10 @@ ABSL_FLAG(bool, skip_bad_lines, false, "count malformed lines");
 namespace kvcache::bench {
 namespace {
 
+using examples::BadFlag;
+
 constexpr uint64_t kMostBytesPerToken = uint64_t{1} << 30;
 constexpr size_t kMostBlocks = 4'000'000'000;
-
-std::string Usage() {
-  return absl::StrCat(
-      "Replays the requests of a serving trace through the cache, and shows which hit rate each\n"
-      "policy has with which memory, beside the optimum.\n\n"
-      "  --trace=FILE             a JSON object for each request: {\"timestamp\": ms,\n"
-      "                           \"input_length\": tokens, \"output_length\": tokens,\n"
-      "                           \"hash_ids\": [ids of the prompt's blocks]}\n"
-      "  --policy=NAME,...        ",
-      absl::StrJoin(PolicyNames(), ", "),
-      ", or all (default)\n"
-      "  --capacity_blocks=N,...  blocks that the cache may hold (default: some, up to all)\n"
-      "  --touch_order=ORDER      forward (default): blocks without parents, in prompt order, as\n"
-      "                           simulators do; chain: Match, then put what is missing, as "
-      "engines\n"
-      "                           do\n"
-      "  --bytes_per_token=N      of K and V, to say capacities in GiB (default: 0, do not)\n"
-      "  --tokens_per_block=N     (default: 0, as the trace has it)\n"
-      "  --ttl=DURATION           blocks live that long, by the trace's clock: 90s, 2h (default: "
-      "inf)\n"
-      "  --payload                also move real bytes: bytes_per_token of each token of a block,\n"
-      "                           or 64 KiB for each block\n"
-      "  --skip_bad_lines         count malformed lines instead of failing at the first\n"
-      "  --json=FILE              also write the results there\n"
-      "  --html=FILE              also write a page with curves there, and the memory that each\n"
-      "                           policy needs for 95 % of the possible hits\n");
-}
-
-absl::Status BadFlag(absl::string_view flag, absl::string_view value, absl::string_view problem) {
-  return absl::InvalidArgumentError(absl::StrCat("--", flag, "=", value, ": ", problem));
-}
 
 absl::StatusOr<std::vector<std::string>> ParsePolicies(const std::string& text) {
   const std::vector<std::string> known = PolicyNames();
@@ -100,19 +70,31 @@ absl::StatusOr<std::vector<size_t>> ParseCapacities(const std::string& text) {
 
 }  // namespace
 
-void ParseCommandLine(int argc, char** argv) {
-  for (int i = 1; i < argc && absl::string_view(argv[i]) != "--"; ++i) {
-    const absl::string_view argument = argv[i];
-    if (argument == "--help" || argument == "-help" || argument == "-h") {
-      std::printf("%s", Usage().c_str());
-      std::exit(std::fflush(stdout) == 0 ? 0 : 1);
-    }
-  }
-  const std::vector<char*> rest = absl::ParseCommandLine(argc, argv);
-  if (rest.size() > 1) {
-    std::fprintf(stderr, "'%s' is no flag; --help lists them\n", rest[1]);
-    std::exit(2);
-  }
+std::string Usage() {
+  return absl::StrCat(
+      "Replays the requests of a serving trace through the cache, and shows which hit rate each\n"
+      "policy has with which memory, beside the optimum.\n\n"
+      "  --trace=FILE             a JSON object for each request: {\"timestamp\": ms,\n"
+      "                           \"input_length\": tokens, \"output_length\": tokens,\n"
+      "                           \"hash_ids\": [ids of the prompt's blocks]}\n"
+      "  --policy=NAME,...        ",
+      absl::StrJoin(PolicyNames(), ", "),
+      ", or all (default)\n"
+      "  --capacity_blocks=N,...  blocks that the cache may hold (default: some, up to all)\n"
+      "  --touch_order=ORDER      forward (default): blocks without parents, in prompt order, as\n"
+      "                           simulators do; chain: Match, then put what is missing, as "
+      "engines\n"
+      "                           do\n"
+      "  --bytes_per_token=N      of K and V, to say capacities in GiB (default: 0, do not)\n"
+      "  --tokens_per_block=N     (default: 0, as the trace has it)\n"
+      "  --ttl=DURATION           blocks live that long, by the trace's clock: 90s, 2h (default: "
+      "inf)\n"
+      "  --payload                also move real bytes: bytes_per_token of each token of a block,\n"
+      "                           or 64 KiB for each block\n"
+      "  --skip_bad_lines         count malformed lines instead of failing at the first\n"
+      "  --json=FILE              also write the results there\n"
+      "  --html=FILE              also write a page with curves there, and the memory that each\n"
+      "                           policy needs for 95 % of the possible hits\n");
 }
 
 absl::StatusOr<ReplayFlags> CheckFlags() {
@@ -145,6 +127,16 @@ absl::StatusOr<ReplayFlags> CheckFlags() {
   }
   flags.json = absl::GetFlag(FLAGS_json);
   flags.html = absl::GetFlag(FLAGS_html);
+  const auto differ = [](absl::string_view name, const std::string& output,
+                         absl::string_view other_name, const std::string& other) {
+    if (output.empty() || other.empty() || !examples::SameFile(output, other)) {
+      return absl::OkStatus();
+    }
+    return BadFlag(name, output, absl::StrCat("the file of --", other_name, "=", other));
+  };
+  if (absl::Status s = differ("json", flags.json, "trace", flags.trace); !s.ok()) return s;
+  if (absl::Status s = differ("html", flags.html, "trace", flags.trace); !s.ok()) return s;
+  if (absl::Status s = differ("html", flags.html, "json", flags.json); !s.ok()) return s;
   flags.payload = absl::GetFlag(FLAGS_payload);
   flags.skip_bad_lines = absl::GetFlag(FLAGS_skip_bad_lines);
   return flags;

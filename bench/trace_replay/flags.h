@@ -27,9 +27,7 @@ struct ReplayFlags {
   bool skip_bad_lines = false;
 };
 
-// Parses the command line. Ends the program, with code 0 after printing how to use it for --help,
-// with code 2 after a line on stderr for what is not understood.
-void ParseCommandLine(int argc, char** argv);
+std::string Usage();
 
 // Errors: kInvalidArgument, naming the flag, its value and what was expected.
 absl::StatusOr<ReplayFlags> CheckFlags();

@@ -17,7 +17,9 @@
 #include "kvcache/bench/trace_replay/report.h"
 #include "kvcache/bench/trace_replay/sweep.h"
 #include "kvcache/bench/trace_replay/trace.h"
+#include "kvcache/examples/demo/command_line.h"
 #include "kvcache/examples/demo/json.h"
+#include "kvcache/examples/demo/terminal.h"
 
 namespace kvcache::bench {
 namespace {
@@ -92,9 +94,7 @@ absl::Status Run(const ReplayFlags& flags) {
   if (html.has_value()) {
     if (absl::Status s = html->Write(Html(report)); !s.ok()) return s;
   }
-  if (std::fputs(Text(report).c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
-    return absl::UnavailableError("cannot write to the standard output");
-  }
+  if (absl::Status s = examples::Print(Text(report)); !s.ok()) return s;
   if (file->skipped_lines > 0) {
     std::fprintf(stderr, "skipped %zu of %zu lines; the first: %s\n", file->skipped_lines,
                  file->lines, file->first_skipped.c_str());
@@ -119,7 +119,7 @@ int Fail(const absl::Status& status, int code) {
 int main(int argc, char** argv) {
   using namespace kvcache::bench;  // NOLINT
   GoWhereCalled();
-  ParseCommandLine(argc, argv);
+  kvcache::examples::ParseFlags(argc, argv, Usage());
   const absl::StatusOr<ReplayFlags> flags = CheckFlags();
   if (!flags.ok()) return Fail(flags.status(), 2);
   const absl::Status status = Run(*flags);

@@ -61,6 +61,15 @@ refuses 2 "--ttl=-1s: expected a duration of more than 0" --trace="${trace}" --t
 refuses 2 "--ttl=soon: expected a duration of more than 0" --trace="${trace}" --ttl=soon
 refuses 2 "--bytes_per_token" --trace="${trace}" --bytes_per_token=99999999999
 refuses 2 "'extra' is no flag" --trace="${trace}" extra
+refuses 2 "'unknown'" --trace="${trace}" --unknown=1
+refuses 2 "'many'" --trace="${trace}" --tokens_per_block=many
+ln "${trace}" "${scratch}/hard.jsonl"
+cp "${trace}" "${scratch}/copy.jsonl"
+refuses 2 "the file of --trace=${trace}" --trace="${trace}" --json="${scratch}/hard.jsonl"
+refuses 2 "the file of --trace=${trace}" --trace="${trace}" --html="${scratch}/./trace.jsonl"
+refuses 2 "the file of --json" --trace="${trace}" --json="${scratch}/x" --html="${scratch}/./x"
+[[ ! -e "${scratch}/x" ]] || fail "a refused file was opened"
+cmp "${trace}" "${scratch}/copy.jsonl" || fail "the trace was overwritten"
 refuses 1 "/missing/trace.jsonl" --trace=/missing/trace.jsonl
 refuses 1 "/missing/r.json" --trace="${trace}" --json=/missing/r.json
 
@@ -71,10 +80,25 @@ passes --trace="${bad}" --policy=lru --skip_bad_lines
 grep -q '^1 malformed lines were skipped' "${scratch}/out" || fail "skipped lines are not counted"
 grep -q 'skipped 1 of 61 lines; the first: .*line 31' "${scratch}/err" || fail "no first bad line"
 
+twice="${scratch}/twice.jsonl"
+{ head -3 "${trace}"; echo; echo '{"timestamp": 9, "input_length": 32, "output_length": 1, "hash_ids": [7, 7]}'; } >"${twice}"
+refuses 1 "${twice}: line 5: " --trace="${twice}" --touch_order=chain
+empty="${scratch}/empty.jsonl"
+: >"${empty}"
+refuses 1 "no request in 0 lines" --trace="${empty}"
+
 replay_path="$(realpath "${replay}")"
 (cd / && BUILD_WORKING_DIRECTORY="${scratch}" "${replay_path}" --trace=trace.jsonl --policy=lru \
   --json=here.json >/dev/null) || fail "a path from where bazel run was called"
 [[ -s "${scratch}/here.json" ]] || fail "the file is not where bazel run was called"
+
+code=0
+"${replay}" --trace="${trace}" --policy=lru --json="${scratch}/closed.json" >&- 2>"${scratch}/err" || code=$?
+[[ "${code}" == 1 ]] || fail "a closed stdout: exit code ${code}"
+grep -q 'cannot write to the standard output' "${scratch}/err" || fail "a closed stdout is not told"
+python3 -m json.tool "${scratch}/closed.json" >/dev/null || fail "with stdout closed, text goes into the file"
+"${replay}" --trace="${trace}" --policy=lru --json="${scratch}/closed.json" <&- >"${scratch}/out" 2>&- \
+  || fail "stdin and stderr closed"
 
 "${replay}" --help | grep -q -- --touch_order || fail "--help does not list the flags"
 echo "trace_replay passes"

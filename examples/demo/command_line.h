@@ -8,8 +8,8 @@
 
 namespace kvcache::examples {
 
-// Parses the command line. Ends the program, with code 0 after printing `help` for --help, with
-// another one after a line on stderr for what is not understood.
+// Opens the standard files and parses the command line. Ends the program, with code 0 after
+// printing `help` for --help, with code 2 after a line on stderr for what is not understood.
 void ParseFlags(int argc, char** argv, absl::string_view help);
 
 // kInvalidArgument, naming the flag, its value and the problem.

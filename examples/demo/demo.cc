@@ -115,9 +115,7 @@ absl::StatusOr<int> Run(const Demo& demo) {
   }
   const std::string text = absl::StrCat(Title(results, *flags, engine.model()), "\n",
                                         demo.table(results), "\n", Notes(results));
-  if (std::fputs(text.c_str(), stdout) < 0 || std::fflush(stdout) != 0) {
-    return absl::UnavailableError("cannot write to the standard output");
-  }
+  if (absl::Status s = Print(text); !s.ok()) return s;
   if (served < requests.size()) {
     std::fprintf(stderr, "interrupted after %zu of %zu requests\n", served, requests.size());
     return 130;

@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,6 +22,15 @@ namespace {
 
 std::string NumberText(double value) {
   return std::isfinite(value) ? absl::StrFormat("%.10g", value) : "null";
+}
+
+// Where a path leads, also through a link to what is not there yet.
+std::filesystem::path Target(std::filesystem::path path) {
+  std::error_code error;
+  for (int links = 0; links < 40 && std::filesystem::is_symlink(path, error); ++links) {
+    path = path.parent_path() / std::filesystem::read_symlink(path, error);
+  }
+  return std::filesystem::weakly_canonical(std::filesystem::absolute(path, error), error);
 }
 
 }  // namespace
@@ -76,7 +87,7 @@ ResultFile::~ResultFile() {
 }
 
 absl::StatusOr<ResultFile> ResultFile::Open(const std::string& path) {
-  ResultFile file(path, open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+  ResultFile file(path, open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
   if (file.fd_ < 0) return file.Failure("open");
   return file;
 }
@@ -98,6 +109,14 @@ absl::Status ResultFile::Write(absl::string_view content) {
 absl::Status ResultFile::Failure(absl::string_view action) const {
   return absl::UnavailableError(
       absl::StrCat("cannot ", action, " '", path_, "': ", std::strerror(errno)));
+}
+
+bool SameFile(const std::string& a, const std::string& b) {
+  struct stat x, y;
+  if (stat(a.c_str(), &x) == 0 && stat(b.c_str(), &y) == 0) {
+    return S_ISREG(x.st_mode) && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+  }
+  return Target(a) == Target(b);
 }
 
 }  // namespace kvcache::examples

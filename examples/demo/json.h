@@ -34,7 +34,7 @@ class JsonObject {
 // written. Nothing changes in it before Write(). Move-only.
 class ResultFile {
  public:
-  // New files can be read and written by their owner only. Errors name the path and the reason.
+  // A new file has the permissions that the umask leaves. Errors name the path and the reason.
   static absl::StatusOr<ResultFile> Open(const std::string& path);
   ResultFile(ResultFile&& other) noexcept;
   ResultFile& operator=(ResultFile&&) = delete;
@@ -50,6 +50,9 @@ class ResultFile {
   std::string path_;
   int fd_;
 };
+
+// Whether writing one path would overwrite the other's regular file, there or not yet there.
+bool SameFile(const std::string& a, const std::string& b);
 
 }  // namespace kvcache::examples
 

@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -87,14 +88,16 @@ TEST(JsonObjectTest, WritesListsAndStringsWithEscapes) {
 })");
 }
 
-TEST(ResultFileTest, ANewFileIsForItsOwnerOnly) {
+TEST(ResultFileTest, ANewFileFollowsTheUmask) {
+  const mode_t umask_before = umask(027);
   const std::string path = Path("new.json");
   absl::StatusOr<ResultFile> file = ResultFile::Open(path);
+  umask(umask_before);
   ASSERT_TRUE(file.ok()) << file.status();
   ASSERT_TRUE(file->Write("{}\n").ok());
   struct stat status;
   ASSERT_EQ(stat(path.c_str(), &status), 0);
-  EXPECT_EQ(status.st_mode & 0777, 0600u);
+  EXPECT_EQ(status.st_mode & 0777, 0640u);
   EXPECT_EQ(Content(path), "{}\n");
 }
 
@@ -106,6 +109,23 @@ TEST(ResultFileTest, KeepsTheOldContentUntilTheNewOneIsWritten) {
   EXPECT_EQ(Content(path), "something that is longer");
   ASSERT_TRUE(file->Write("{}\n").ok());
   EXPECT_EQ(Content(path), "{}\n");
+}
+
+TEST(SameFileTest, KnowsAFileByAnyOfItsNames) {
+  const std::string file = Path("same.json");
+  const std::string absent = Path("absent.json");
+  std::ofstream(file) << "{}";
+  std::filesystem::remove(Path("hard.json"));
+  std::filesystem::create_hard_link(file, Path("hard.json"));
+  std::filesystem::remove(Path("link.json"));
+  std::filesystem::create_symlink("absent.json", Path("link.json"));
+  EXPECT_TRUE(SameFile(file, Path("./same.json")));
+  EXPECT_TRUE(SameFile(file, Path("hard.json")));
+  EXPECT_TRUE(SameFile(absent, Path("./absent.json")));
+  EXPECT_TRUE(SameFile(absent, Path("link.json")));
+  EXPECT_FALSE(SameFile(file, absent));
+  EXPECT_FALSE(SameFile(absent, Path("missing/absent.json")));
+  EXPECT_FALSE(SameFile("/dev/null", "/dev/null")) << "nothing there is overwritten";
 }
 
 TEST(ResultFileTest, SaysWhichPathCannotBeWrittenAndWhy) {

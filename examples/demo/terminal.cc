@@ -1,5 +1,6 @@
 #include "kvcache/examples/demo/terminal.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -12,6 +13,18 @@ namespace {
 volatile sig_atomic_t interrupted = 0;
 
 }  // namespace
+
+void OpenStandardFiles() {
+  int fd = 0;
+  while (fd >= 0 && fd <= STDERR_FILENO) fd = open("/dev/null", O_RDONLY);
+  if (fd >= 0) close(fd);
+}
+
+absl::Status Print(absl::string_view text) {
+  std::fwrite(text.data(), 1, text.size(), stdout);
+  if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return absl::OkStatus();
+  return absl::UnavailableError("cannot write to the standard output");
+}
 
 void CatchInterrupt() {
   struct sigaction action = {};

@@ -3,7 +3,17 @@
 
 #include <cstddef>
 
+#include "absl/status/status.h"
+#include "absl/strings/string_view.h"
+
 namespace kvcache::examples {
+
+// Opens those of stdin, stdout and stderr that are closed, so that no other file gets their
+// numbers. What is written to them fails. To be called before any file is opened.
+void OpenStandardFiles();
+
+// Writes `text`, and all before it, to stdout. kUnavailable when that fails.
+absl::Status Print(absl::string_view text);
 
 // From now on Ctrl-C, a hang-up or SIGTERM makes Interrupted() true; a second one of its kind ends
 // the program as usual.
