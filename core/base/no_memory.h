@@ -1,10 +1,11 @@
-// What a call returns that finds no memory.
+// What a call returns that finds no memory. No exception leaves a call of this library.
 #ifndef KVCACHE_CORE_BASE_NO_MEMORY_H_
 #define KVCACHE_CORE_BASE_NO_MEMORY_H_
 
 #include <new>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 
 namespace kvcache::internal {
 
@@ -18,6 +19,17 @@ auto WithoutThrowing(const F& f) -> decltype(f()) {
     return f();
   } catch (const std::bad_alloc&) {
     return NoMemory();
+  }
+}
+
+// An error for where nothing may throw: under a lock, in a callback, in the middle of a change. Its
+// message is empty when there is no memory for one.
+template <typename... Pieces>
+absl::Status Error(absl::StatusCode code, const Pieces&... pieces) {
+  try {
+    return absl::Status(code, absl::StrCat(pieces...));
+  } catch (const std::bad_alloc&) {
+    return absl::Status(code, "");
   }
 }
 

@@ -6,14 +6,15 @@
 #include <algorithm>
 #include <cerrno>
 #include <limits>
-#include <new>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/base/mutex.h"
+#include "kvcache/core/base/no_memory.h"
 
 namespace kvcache {
 namespace {
@@ -33,8 +34,8 @@ class CompletionQueue::State {
   absl::StatusOr<uint32_t> Begin(size_t transfers, uint64_t tag) {
     MutexLock lock(mu_);
     if (size_ == most_) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("a completion queue of ", most_, ": nobody takes what is there"));
+      return internal::Error(absl::StatusCode::kResourceExhausted, "a completion queue of ", most_,
+                             ": nobody takes what is there");
     }
     uint32_t i = free_;
     if (i != kNone) {
@@ -105,7 +106,8 @@ class CompletionQueue::State {
     MutexLock lock(mu_);
     if (fd_ < 0) {
       fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-      if (fd_ < 0) return absl::ErrnoToStatus(errno, "eventfd");
+      if (fd_ < 0)
+        return internal::WithoutThrowing([] { return absl::ErrnoToStatus(errno, "eventfd"); });
       if (first_ != kNone) Signal();
     }
     return fd_;
@@ -146,26 +148,37 @@ CompletionQueue::CompletionQueue(size_t most) : state_(std::make_shared<State>(m
 
 CompletionQueue::~CompletionQueue() { state_->Close(); }
 
+class CompletionQueue::Hook final : public internal::TransferHook {
+ public:
+  explicit Hook(std::shared_ptr<State> state) : TransferHook(Hears::kWhole), state_(state) {}
+  void Done(const absl::Status& status) override { state_->End(entry, status); }
+
+  uint32_t entry = kNone;
+
+ private:
+  const std::shared_ptr<State> state_;
+};
+
 absl::Status CompletionQueue::Add(absl::Span<const Transfer> batch, uint64_t tag) {
-  // One more, for this call, so that the entry does not end under it.
-  const size_t ends = batch.size() + 1;
-  try {
-    const absl::StatusOr<uint32_t> entry = state_->Begin(ends, tag);
+  return internal::WithoutThrowing([&]() -> absl::Status {
+    absl::InlinedVector<std::unique_ptr<Hook>, 1> hooks(batch.size());
+    for (size_t i = 0; i < batch.size(); ++i) {
+      if (!batch[i].Done()) hooks[i] = std::make_unique<Hook>(state_);
+    }
+    // One more, for this call, so that the entry does not end under it.
+    const absl::StatusOr<uint32_t> entry = state_->Begin(batch.size() + 1, tag);
     if (!entry.ok()) return entry.status();
-    for (const Transfer& transfer : batch) {
-      try {
-        internal::OnDone(transfer, [state = state_, i = *entry](const absl::Status& status) {
-          state->End(i, status);
-        });
-      } catch (const std::bad_alloc&) {
-        state_->End(*entry, absl::ResourceExhaustedError(""));
+    for (size_t i = 0; i < batch.size(); ++i) {
+      if (hooks[i] == nullptr) {
+        state_->End(*entry, batch[i].Wait());
+        continue;
       }
+      hooks[i]->entry = *entry;
+      internal::Attach(batch[i], std::move(hooks[i]));
     }
     state_->End(*entry, absl::OkStatus());
     return absl::OkStatus();
-  } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError("a completion queue: no memory");
-  }
+  });
 }
 
 size_t CompletionQueue::Poll(absl::Span<Completion> completions) {

@@ -62,6 +62,7 @@ class CompletionQueue {
 
  private:
   class State;
+  class Hook;
   const std::shared_ptr<State> state_;  // shared with the transfers
 };
 

@@ -1,10 +1,9 @@
 #include "kvcache/core/storage/transfer.h"
 
 #include <algorithm>
+#include <unordered_map>
 #include <utility>
 
-#include "absl/container/flat_hash_map.h"
-#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/base/mutex.h"
@@ -28,16 +27,13 @@ class CallbackScope {
 
 class TransferState {
  public:
-  using OpCallback = std::function<void(size_t, const absl::Status&)>;
-  using DoneCallback = std::function<void(const absl::Status&)>;
-
   TransferState(absl::Span<const uint32_t> parts, TransferSource::Hooks hooks)
       : parts_(parts.begin(), parts.end()),
         hooks_(std::move(hooks)),
         ended_(parts.size(), false),
         results_(parts.size()),
-        remaining_(parts.size()),
         done_(parts.empty()) {
+    in_order_.reserve(parts.size());
     for (uint32_t part : parts_) ++remaining_of_part_[part];
   }
 
@@ -57,7 +53,8 @@ class TransferState {
     MutexLock lock(mu_);
     KVCACHE_CHECK(op < results_.size(),
                   absl::StrCat("op ", op, " of a transfer with ", results_.size(), " ops"));
-    return ended_[op] ? results_[op] : absl::UnavailableError("the copy is under way");
+    if (ended_[op]) return results_[op];
+    return Error(absl::StatusCode::kUnavailable, "the copy is under way");
   }
 
   absl::Status Wait() {
@@ -79,50 +76,48 @@ class TransferState {
 
   const TransferSource::Hooks& hooks() const { return hooks_; }
 
-  void OnOpDone(OpCallback callback) {
-    std::vector<size_t> ended;
-    auto shared = std::make_shared<OpCallback>(std::move(callback));
-    bool holds_back_the_end;
+  void Attach(std::unique_ptr<TransferHook> hook) {
+    const CallbackScope scope;
+    TransferHook& attached = *hook;
+    const bool hears_ops = hook->hears_ == TransferHook::Hears::kOps;
+    size_t before;
+    bool ended;
     {
       MutexLock lock(mu_);
-      for (size_t op = 0; op < ended_.size(); ++op) {
-        if (ended_[op]) ended.push_back(op);
+      before = attached.first_ = in_order_.size();
+      ended = finishing_ || done_;
+      if (!ended) {
+        Append(std::move(hook));
+        completing_ += hears_ops;
       }
-      if (ended.size() < ended_.size()) op_callbacks_.push_back(shared);
-      holds_back_the_end = !finishing_ && !done_;
-      if (holds_back_the_end) ++completing_;
     }
-    {
-      const CallbackScope scope;
-      for (size_t op : ended) (*shared)(op, result(op));
-      shared.reset();
+    for (size_t i = 0; i < before && hears_ops; ++i) {
+      size_t op;
+      absl::Status status;
+      {
+        MutexLock lock(mu_);
+        op = in_order_[i];
+        status = results_[op];
+      }
+      attached.OpEnded(op, status);
     }
-    if (holds_back_the_end) FinishIfLast();
-  }
-
-  void OnDone(DoneCallback callback) {
+    if (!ended) {
+      if (hears_ops) FinishIfLast();
+      return;
+    }
+    attached.AllEnded();
     absl::Status status;
     {
       MutexLock lock(mu_);
-      if (!done_) {
-        done_callbacks_.push_back(std::move(callback));
-        return;
-      }
+      if (!done_) return Append(std::move(hook));
       status = FirstFailure();
     }
-    const CallbackScope scope;
-    callback(status);
-  }
-
-  void Keep(std::shared_ptr<void> object) {
-    MutexLock lock(mu_);
-    // After the end the object dies with the argument, without the lock.
-    if (!finishing_ && !done_) kept_.push_back(std::move(object));
+    attached.Done(status);
   }
 
   void Complete(size_t op, absl::Status status) {
     const CallbackScope scope;
-    absl::InlinedVector<std::shared_ptr<OpCallback>, 2> callbacks;
+    size_t number;
     absl::Status result;
     {
       MutexLock lock(mu_);
@@ -130,14 +125,14 @@ class TransferState {
                     absl::StrCat("op ", op, " of ", ended_.size(), " ended twice or is unknown"));
       ended_[op] = true;
       result = results_[op] = std::move(status);
-      --remaining_;
-      --remaining_of_part_[parts_[op]];
+      number = in_order_.size();
+      in_order_.push_back(static_cast<uint32_t>(op));
+      --remaining_of_part_.find(parts_[op])->second;
       ++completing_;
-      callbacks.assign(op_callbacks_.begin(), op_callbacks_.end());
       changed_.NotifyAll();
     }
-    for (const auto& callback : callbacks) (*callback)(op, result);
-    callbacks.clear();
+    TransferHook* hook = nullptr;
+    while ((hook = NextHearing(number, hook)) != nullptr) hook->OpEnded(op, result);
     FinishIfLast();
   }
 
@@ -148,7 +143,7 @@ class TransferState {
         MutexLock lock(mu_);
         if (ended_[op]) continue;
       }
-      Complete(op, absl::AbortedError("the copy was given up by its source"));
+      Complete(op, Error(absl::StatusCode::kAborted, "the copy was given up by its source"));
     }
   }
 
@@ -164,31 +159,55 @@ class TransferState {
     return it == results_.end() ? absl::OkStatus() : *it;
   }
 
-  // The last thread that runs callbacks of single ops ends the transfer: objects go first, also
-  // those that the callbacks captured and without the lock, then waiters wake.
+  void Append(std::unique_ptr<TransferHook> hook) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    TransferHook* const last = hook.get();
+    (last_hook_ == nullptr ? first_hook_ : last_hook_->next_) = std::move(hook);
+    last_hook_ = last;
+  }
+
+  // The first hook behind `previous`, or of all, that came before the op with this number ended.
+  TransferHook* NextHearing(size_t number, TransferHook* previous) {
+    MutexLock lock(mu_);
+    TransferHook* hook = previous == nullptr ? first_hook_.get() : previous->next_.get();
+    while (hook != nullptr &&
+           (hook->first_ > number || hook->hears_ != TransferHook::Hears::kOps)) {
+      hook = hook->next_.get();
+    }
+    return hook;
+  }
+
+  // The last thread that calls hooks for single ops ends the transfer: what they keep goes first,
+  // without the lock, then waiters wake.
   void FinishIfLast() {
     const CallbackScope scope;
-    std::vector<std::shared_ptr<OpCallback>> op_callbacks;
-    std::vector<std::shared_ptr<void>> kept;
+    TransferHook* hook;
+    TransferHook* last;  // those that come later are told by Attach()
     {
       MutexLock lock(mu_);
-      if (--completing_ > 0 || remaining_ > 0) return;
+      if (--completing_ > 0 || in_order_.size() < size()) return;
       finishing_ = true;
-      op_callbacks.swap(op_callbacks_);
-      kept.swap(kept_);
+      hook = first_hook_.get();
+      last = last_hook_;
     }
-    op_callbacks.clear();
-    kept.clear();
-    std::vector<DoneCallback> callbacks;
+    while (hook != nullptr) {
+      hook->AllEnded();
+      MutexLock lock(mu_);
+      hook = hook == last ? nullptr : hook->next_.get();
+    }
+    std::unique_ptr<TransferHook> hooks;
     absl::Status status;
     {
       MutexLock lock(mu_);
       done_ = true;
       status = FirstFailure();
-      callbacks.swap(done_callbacks_);
+      hooks = std::move(first_hook_);
+      last_hook_ = nullptr;
       changed_.NotifyAll();
     }
-    for (const DoneCallback& callback : callbacks) callback(status);
+    while (hooks != nullptr) {
+      hooks->Done(status);
+      hooks = std::exchange(hooks->next_, nullptr);
+    }
   }
 
   const std::vector<uint32_t> parts_;
@@ -197,28 +216,31 @@ class TransferState {
   CondVar changed_;
   std::vector<bool> ended_ ABSL_GUARDED_BY(mu_);
   std::vector<absl::Status> results_ ABSL_GUARDED_BY(mu_);
-  absl::flat_hash_map<uint32_t, size_t> remaining_of_part_ ABSL_GUARDED_BY(mu_);
-  size_t remaining_ ABSL_GUARDED_BY(mu_);
-  size_t completing_ ABSL_GUARDED_BY(mu_) = 0;  // calls that run callbacks of single ops
+  std::vector<uint32_t> in_order_ ABSL_GUARDED_BY(mu_);  // the ops that have ended
+  // Not a flat_hash_map: one that could not grow cannot even be destroyed.
+  std::unordered_map<uint32_t, size_t> remaining_of_part_ ABSL_GUARDED_BY(mu_);
+  size_t completing_ ABSL_GUARDED_BY(mu_) = 0;  // calls that call hooks for single ops
   bool finishing_ ABSL_GUARDED_BY(mu_) = false;
   bool done_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::shared_ptr<OpCallback>> op_callbacks_ ABSL_GUARDED_BY(mu_);
-  std::vector<DoneCallback> done_callbacks_ ABSL_GUARDED_BY(mu_);
-  std::vector<std::shared_ptr<void>> kept_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<TransferHook> first_hook_ ABSL_GUARDED_BY(mu_);
+  TransferHook* last_hook_ ABSL_GUARDED_BY(mu_) = nullptr;
 };
 
 }  // namespace internal
 
-Transfer Transfer::Completed(size_t ops) {
+Transfer Transfer::Completed(size_t ops, absl::Status result) {
   Transfer transfer;
   transfer.completed_ops_ = ops;
+  transfer.completed_result_ = std::move(result);
   return transfer;
 }
 
 Transfer Transfer::Completed(std::vector<absl::Status> results) {
-  const bool all_ok = std::all_of(results.begin(), results.end(),
-                                  [](const absl::Status& status) { return status.ok(); });
-  if (all_ok) return Completed(results.size());
+  if (results.empty()) return {};
+  const bool all_same =
+      std::all_of(results.begin(), results.end(),
+                  [&](const absl::Status& status) { return status == results[0]; });
+  if (all_same) return Completed(results.size(), std::move(results[0]));
   TransferSource source(std::vector<uint32_t>(results.size(), internal::kUnknownPart));
   for (size_t op = 0; op < results.size(); ++op) source.Complete(op, std::move(results[op]));
   return source.transfer();
@@ -232,44 +254,87 @@ bool Transfer::PartDone(uint32_t part) const { return state_ == nullptr || state
 
 absl::Status Transfer::result(size_t op) const {
   KVCACHE_CHECK(op < size(), absl::StrCat("op ", op, " of a transfer with ", size(), " ops"));
-  return state_ == nullptr ? absl::OkStatus() : state_->result(op);
+  return state_ == nullptr ? completed_result_ : state_->result(op);
 }
 
 absl::Status Transfer::Wait() const {
-  return state_ == nullptr ? absl::OkStatus() : state_->Wait();
+  return state_ == nullptr ? completed_result_ : state_->Wait();
 }
 
 absl::Status Transfer::WaitPart(uint32_t part) const {
-  return state_ == nullptr ? absl::OkStatus() : state_->WaitPart(part);
+  return state_ == nullptr ? completed_result_ : state_->WaitPart(part);
 }
 
 absl::Status Transfer::WaitOn(Stream stream) const {
-  if (state_ == nullptr) return absl::OkStatus();
+  if (state_ == nullptr) return completed_result_;
   if (stream.is_none() || !state_->hooks().order) return state_->Wait();
   return state_->hooks().order(stream, -1);
 }
 
 absl::Status Transfer::WaitPartOn(Stream stream, uint32_t part) const {
-  if (state_ == nullptr) return absl::OkStatus();
+  if (state_ == nullptr) return completed_result_;
   if (stream.is_none() || !state_->hooks().order) return state_->WaitPart(part);
   return state_->hooks().order(stream, part);
 }
 
+void internal::Attach(const Transfer& transfer, std::unique_ptr<TransferHook> hook) {
+  if (transfer.state_ != nullptr) return transfer.state_->Attach(std::move(hook));
+  const CallbackScope scope;
+  for (size_t op = 0; op < transfer.completed_ops_; ++op) {
+    hook->OpEnded(op, transfer.completed_result_);
+  }
+  hook->AllEnded();
+  hook->Done(transfer.completed_result_);
+}
+
+namespace internal {
+namespace {
+
+class OpDoneHook final : public TransferHook {
+ public:
+  explicit OpDoneHook(std::function<void(size_t, const absl::Status&)> callback)
+      : callback_(std::move(callback)) {}
+  void OpEnded(size_t op, const absl::Status& status) override { callback_(op, status); }
+  void AllEnded() override { callback_ = nullptr; }
+
+ private:
+  std::function<void(size_t, const absl::Status&)> callback_;
+};
+
+class DoneHook final : public TransferHook {
+ public:
+  explicit DoneHook(std::function<void(const absl::Status&)> callback)
+      : TransferHook(Hears::kWhole), callback_(std::move(callback)) {}
+  void Done(const absl::Status& status) override { callback_(status); }
+
+ private:
+  const std::function<void(const absl::Status&)> callback_;
+};
+
+class KeepHook final : public TransferHook {
+ public:
+  explicit KeepHook(std::shared_ptr<void> object)
+      : TransferHook(Hears::kWhole), object_(std::move(object)) {}
+  void AllEnded() override { object_ = nullptr; }
+
+ private:
+  std::shared_ptr<void> object_;
+};
+
+}  // namespace
+}  // namespace internal
+
 void internal::OnOpDone(const Transfer& transfer,
                         std::function<void(size_t, const absl::Status&)> callback) {
-  if (transfer.state_ != nullptr) return transfer.state_->OnOpDone(std::move(callback));
-  const CallbackScope scope;
-  for (size_t op = 0; op < transfer.completed_ops_; ++op) callback(op, absl::OkStatus());
+  Attach(transfer, std::make_unique<OpDoneHook>(std::move(callback)));
 }
 
 void internal::OnDone(const Transfer& transfer, std::function<void(const absl::Status&)> callback) {
-  if (transfer.state_ != nullptr) return transfer.state_->OnDone(std::move(callback));
-  const CallbackScope scope;
-  callback(absl::OkStatus());
+  Attach(transfer, std::make_unique<DoneHook>(std::move(callback)));
 }
 
 void internal::Keep(const Transfer& transfer, std::shared_ptr<void> object) {
-  if (transfer.state_ != nullptr) transfer.state_->Keep(std::move(object));
+  Attach(transfer, std::make_unique<KeepHook>(std::move(object)));
 }
 
 bool internal::InTransferCallback() { return CallbackScope::depth > 0; }

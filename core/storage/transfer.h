@@ -7,10 +7,12 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
+#include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/copy/memory_space.h"
 
 namespace kvcache {
@@ -24,20 +26,47 @@ namespace internal {
 
 class TransferState;
 
-// Runs `callback` once when an op, or the whole transfer, has ended: on the thread that ends it, or
-// in this call for what has ended already. No lock is held while it runs. The whole transfer's
-// callback gets what Wait() would return and runs after all callbacks of single ops.
+// What somebody does at the end of copies. An object, so that it can be made before they start:
+// once they are under way, nothing may fail for lack of memory. Its functions are called on the
+// threads that end the ops, without a lock, and allocate nothing.
+class TransferHook {
+ public:
+  virtual ~TransferHook() = default;
+  // Once for each op that has ended.
+  virtual void OpEnded(size_t op, const absl::Status& status) {}
+  // After that of all ops, and before Wait() returns: what the hook keeps for the copies goes.
+  virtual void AllEnded() {}
+  // Behind that; gets what Wait() returns.
+  virtual void Done(const absl::Status& status) {}
+
+ protected:
+  enum class Hears { kOps, kWhole };  // kWhole: OpEnded() is not called
+  explicit TransferHook(Hears hears = Hears::kOps) : hears_(hears) {}
+
+ private:
+  friend class TransferState;
+  const Hears hears_;
+  size_t first_ = 0;  // how many ops had ended before it came
+  std::unique_ptr<TransferHook> next_;
+};
+
+// In this call for what has ended already. Allocates nothing.
+void Attach(const Transfer& transfer, std::unique_ptr<TransferHook> hook);
+
+// Hooks with one of the three functions. Throw std::bad_alloc.
 void OnOpDone(const Transfer& transfer,
               std::function<void(size_t op, const absl::Status&)> callback);
 void OnDone(const Transfer& transfer, std::function<void(const absl::Status&)> callback);
-
-// Keeps `object` alive until every op has ended. It is destroyed before Wait() returns and before
-// the callbacks of OnDone run.
 void Keep(const Transfer& transfer, std::shared_ptr<void> object);
 
-// Whether this thread is in a callback, or in the destructor of a kept object, of any transfer:
-// then it may be one that a backend's destructor joins.
+// Whether this thread is in a function of a hook of any transfer: then it may be one that a
+// backend's destructor joins.
 bool InTransferCallback();
+
+// What `f` returns, or, when it throws std::bad_alloc, a transfer of `ops` ops that end with
+// NoMemory(). `f` must leave nothing half done, and no copy under way.
+template <typename F>
+Transfer WithoutThrowing(size_t ops, const F& f);
 
 }  // namespace internal
 
@@ -53,8 +82,9 @@ class Transfer {
  public:
   // Done, with no ops.
   Transfer() = default;
-  // Done, with `ops` ops that all succeeded; allocates nothing. What a synchronous copy returns.
-  static Transfer Completed(size_t ops);
+  // Done, with `ops` ops that all have this result; allocates nothing. What a synchronous copy
+  // returns.
+  static Transfer Completed(size_t ops, absl::Status result = absl::OkStatus());
   // Done, with these results. Which parts they carry is not known: a failure fails every part.
   static Transfer Completed(std::vector<absl::Status> results);
 
@@ -85,12 +115,11 @@ class Transfer {
 
  private:
   friend class TransferSource;
-  friend void internal::OnOpDone(const Transfer&, std::function<void(size_t, const absl::Status&)>);
-  friend void internal::OnDone(const Transfer&, std::function<void(const absl::Status&)>);
-  friend void internal::Keep(const Transfer&, std::shared_ptr<void>);
+  friend void internal::Attach(const Transfer&, std::unique_ptr<internal::TransferHook>);
   explicit Transfer(std::shared_ptr<internal::TransferState> state) : state_(std::move(state)) {}
 
-  size_t completed_ops_ = 0;  // used only without a state
+  size_t completed_ops_ = 0;  // these two are used only without a state
+  absl::Status completed_result_;
   std::shared_ptr<internal::TransferState> state_;
 };
 
@@ -106,7 +135,7 @@ class TransferSource {
     std::function<void()> cancel;
   };
 
-  // One op per element: the part that it carries.
+  // One op per element: the part that it carries. Throws std::bad_alloc, as nothing else here does.
   explicit TransferSource(absl::Span<const uint32_t> parts, Hooks hooks = {});
 
   Transfer transfer() const;
@@ -119,6 +148,15 @@ class TransferSource {
   class Owner;
   std::shared_ptr<Owner> owner_;
 };
+
+template <typename F>
+Transfer internal::WithoutThrowing(size_t ops, const F& f) {
+  try {
+    return f();
+  } catch (const std::bad_alloc&) {
+    return Transfer::Completed(ops, NoMemory());
+  }
+}
 
 }  // namespace kvcache
 

@@ -134,8 +134,8 @@ TEST(TransferTest, CallbacksOfOpsComeOnceEachAndBeforeThatOfTheWhole) {
   });
   internal::OnDone(transfer,
                    [&events](const absl::Status& status) { events.push_back("late done"); });
-  EXPECT_THAT(events, ElementsAre("1 ok", "2 failed", "0 ok", "done: x", "late 0", "late 1",
-                                  "late 2", "late done"));
+  EXPECT_THAT(events, ElementsAre("1 ok", "2 failed", "0 ok", "done: x", "late 1", "late 2",
+                                  "late 0", "late done"));
 }
 
 TEST(TransferTest, ACallbackForAnOpThatHasEndedHoldsBackThatOfTheWhole) {
@@ -241,7 +241,7 @@ TEST(TransferTest, AThreadKnowsThatItIsInACallback) {
 TEST(TransferTest, WhatItsSourceGivesUpIsAborted) {
   std::optional<TransferSource> source(Parts{0, 1, 2});
   const Transfer transfer = source->transfer();
-  std::optional<TransferSource> copy = source;
+  auto copy = std::make_unique<TransferSource>(*source);
   source->Complete(1, absl::OkStatus());
   source.reset();
   EXPECT_FALSE(transfer.Done()) << "a copy of the source is left";
