@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "kvcache/core/base/check.h"
+#include "kvcache/core/base/no_memory.h"
 
 namespace kvcache {
 namespace {
@@ -17,7 +17,8 @@ absl::Status Outcome(const WriteOp& op) { return ValidateOp(op); }
 
 absl::Status Outcome(const ReadOp& op) {
   if (absl::Status status = ValidateOp(op); !status.ok()) return status;
-  return absl::FailedPreconditionError("the accounting backend stores no bytes");
+  return internal::Error(absl::StatusCode::kFailedPrecondition,
+                         "the accounting backend stores no bytes");
 }
 
 template <typename Op>
@@ -45,21 +46,22 @@ class AccountingBackend final : public StorageBackend {
                 .addressable = false,
                 .stores_bytes = false,
                 .capacity_bytes = options.capacity_bytes & ~(options.alignment - 1),
-                .alignment = options.alignment} {}
+                .alignment = options.alignment,
+                .copies_in_call = true} {}
 
   const BackendTraits& traits() const override { return traits_; }
 
   absl::StatusOr<Extent> Allocate(size_t bytes, uint32_t /*owner*/) override {
     if (bytes == 0 || bytes > traits_.capacity_bytes) {
-      return absl::InvalidArgumentError(absl::StrCat("cannot allocate bytes = ", bytes,
-                                                     " of capacity = ", traits_.capacity_bytes));
+      return internal::Error(absl::StatusCode::kInvalidArgument, "cannot allocate bytes = ", bytes,
+                             " of capacity = ", traits_.capacity_bytes);
     }
     const size_t size = (bytes + traits_.alignment - 1) & ~(traits_.alignment - 1);
     size_t used = used_.load(std::memory_order_relaxed);
     do {
       if (size > traits_.capacity_bytes - used) {
-        return absl::ResourceExhaustedError(absl::StrCat("no room for ", size, " bytes: ", used,
-                                                         " of ", traits_.capacity_bytes, " used"));
+        return internal::Error(absl::StatusCode::kResourceExhausted, "no room for ", size,
+                               " bytes: ", used, " of ", traits_.capacity_bytes, " used");
       }
     } while (!used_.compare_exchange_weak(used, used + size, std::memory_order_relaxed));
     return Extent{.offset = 0, .size = size};
@@ -73,8 +75,12 @@ class AccountingBackend final : public StorageBackend {
 
   std::byte* Address(Extent) const override { return nullptr; }
 
-  Transfer Write(absl::Span<const WriteOp> ops, Stream) override { return Run(ops); }
-  Transfer Read(absl::Span<const ReadOp> ops, Stream) override { return Run(ops); }
+  Transfer Write(absl::Span<const WriteOp> ops, Stream) override {
+    return internal::WithoutThrowing(ops.size(), [&] { return Run(ops); });
+  }
+  Transfer Read(absl::Span<const ReadOp> ops, Stream) override {
+    return internal::WithoutThrowing(ops.size(), [&] { return Run(ops); });
+  }
 
  private:
   const BackendTraits traits_;
@@ -86,12 +92,15 @@ class AccountingBackend final : public StorageBackend {
 absl::StatusOr<std::unique_ptr<StorageBackend>> CreateAccountingBackend(
     const AccountingOptions& options) {
   if (!std::has_single_bit(options.alignment) || options.capacity_bytes < options.alignment) {
-    return absl::InvalidArgumentError(absl::StrCat(
+    return internal::Error(
+        absl::StatusCode::kInvalidArgument,
         "accounting needs an alignment that is a power of two and a capacity of at least that; "
         "alignment = ",
-        options.alignment, ", capacity_bytes = ", options.capacity_bytes));
+        options.alignment, ", capacity_bytes = ", options.capacity_bytes);
   }
-  return std::make_unique<AccountingBackend>(options);
+  return internal::WithoutThrowing([&]() -> absl::StatusOr<std::unique_ptr<StorageBackend>> {
+    return std::make_unique<AccountingBackend>(options);
+  });
 }
 
 }  // namespace kvcache

@@ -3,9 +3,11 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <exception>
 #include <optional>
-#include <system_error>
 #include <utility>
+
+#include "kvcache/core/base/no_memory.h"
 
 namespace kvcache {
 
@@ -19,14 +21,17 @@ BackgroundFaultIn::BackgroundFaultIn(RegionAllocator* allocator, FaultIn fault_i
   const size_t processors = std::thread::hardware_concurrency();
   const size_t threads = std::min(steps, std::clamp<size_t>(processors / 2, 1, kMaxThreads));
   try {
+    threads_.reserve(threads);
     while (threads_.size() < threads) {
       MutexLock lock(mu_);
       threads_.emplace_back(&BackgroundFaultIn::RunThread, this);
       ++running_;
     }
-  } catch (const std::system_error& error) {
+  } catch (const std::exception& error) {  // no memory, or no thread
     // Those that there are do it all.
-    if (threads_.empty()) Fail(absl::ResourceExhaustedError(error.what()));
+    if (threads_.empty()) {
+      Fail(internal::Error(absl::StatusCode::kResourceExhausted, error.what()));
+    }
   }
 }
 
@@ -56,15 +61,16 @@ void BackgroundFaultIn::RunThread() {
 }
 
 void BackgroundFaultIn::Run() {
-  while (!stop_) {
-    const std::optional<RegionAllocator::Range> range = allocator_.ClaimUnfaulted(kStep);
-    if (!range) return;
-    if (absl::Status status = fault_in_(range->offset, range->size); !status.ok()) {
-      Fail(std::move(status));
-      return;
+  absl::Status status = internal::WithoutThrowing([this]() -> absl::Status {
+    while (!stop_) {
+      const std::optional<RegionAllocator::Range> range = allocator_.ClaimUnfaulted(kStep);
+      if (!range) break;
+      if (absl::Status status = fault_in_(range->offset, range->size); !status.ok()) return status;
+      allocator_.MarkFaulted(*range);
     }
-    allocator_.MarkFaulted(*range);
-  }
+    return absl::OkStatus();
+  });
+  if (!status.ok()) Fail(std::move(status));
 }
 
 void BackgroundFaultIn::Fail(absl::Status status) {

@@ -6,13 +6,13 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "kvcache/backends/cpu_ram/background_fault_in.h"
 #include "kvcache/backends/cpu_ram/huge_page_trial.h"
 #include "kvcache/backends/cpu_ram/region_allocator.h"
 #include "kvcache/backends/host_memory/available_memory.h"
 #include "kvcache/backends/host_memory/memory_region.h"
 #include "kvcache/core/base/check.h"
+#include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/storage/extent_allocator.h"
 #include "kvcache/core/storage/host_copy.h"
 
@@ -58,9 +58,9 @@ absl::Status FaultInWhileThereIsMemory(const MemoryRegion& region, size_t offset
   if ((offset + size) % kLookEvery == 0) {
     const AvailableMemory available = ReadAvailableMemory();
     if (available.bytes < kLeaveFree) {
-      return absl::ResourceExhaustedError(absl::StrCat("stopped at offset ", offset, ": only ",
-                                                       available.bytes, " bytes are available (",
-                                                       available.limit, ")"));
+      return internal::Error(absl::StatusCode::kResourceExhausted, "stopped at offset ", offset,
+                             ": only ", available.bytes, " bytes are available (", available.limit,
+                             ")");
     }
   }
   return region.FaultIn(offset, size);
@@ -75,7 +75,8 @@ class CpuRamBackend final : public StorageBackend {
       : traits_{.name = "cpu_ram",
                 .memory_space = {MemoryKind::kHost},
                 .capacity_bytes = allocator.capacity(),
-                .alignment = allocator.alignment()},
+                .alignment = allocator.alignment(),
+                .copies_in_call = true},
         fault_in_(fault_in),
         pages_(pages),
         region_(std::move(region)),
@@ -118,9 +119,13 @@ class CpuRamBackend final : public StorageBackend {
     return region_.data() + extent.offset;
   }
 
-  Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override { return Run(ops, stream); }
+  Transfer Write(absl::Span<const WriteOp> ops, Stream stream) override {
+    return internal::WithoutThrowing(ops.size(), [&] { return Run(ops, stream); });
+  }
 
-  Transfer Read(absl::Span<const ReadOp> ops, Stream stream) override { return Run(ops, stream); }
+  Transfer Read(absl::Span<const ReadOp> ops, Stream stream) override {
+    return internal::WithoutThrowing(ops.size(), [&] { return Run(ops, stream); });
+  }
 
   std::optional<ExportedMemory> exported_memory() const override {
     if (region_.fd() < 0) return std::nullopt;
@@ -174,11 +179,12 @@ class CpuRamBackend final : public StorageBackend {
   absl::Status RunOne(const Op& op, Stream stream) const {
     if (absl::Status status = ValidateOp(op); !status.ok()) return status;
     if (SpaceOf(op).kind == MemoryKind::kDevice) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("cpu_ram does not reach the memory of device ", SpaceOf(op).device));
+      return internal::Error(absl::StatusCode::kInvalidArgument,
+                             "cpu_ram does not reach the memory of device ", SpaceOf(op).device);
     }
     if (!stream.is_none()) {
-      return absl::InvalidArgumentError("cpu_ram cannot order a copy behind a stream");
+      return internal::Error(absl::StatusCode::kInvalidArgument,
+                             "cpu_ram cannot order a copy behind a stream");
     }
     return Copy(op, Address(ExtentOf(op)) + op.offset);
   }
@@ -208,9 +214,7 @@ class CpuRamBackend final : public StorageBackend {
   std::optional<BackgroundFaultIn> background_;  // uses the two before it
 };
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<StorageBackend>> CreateCpuRamBackend(const CpuRamOptions& options) {
+absl::StatusOr<std::unique_ptr<StorageBackend>> CreateOrThrow(const CpuRamOptions& options) {
   const bool at_create = options.fault_in == FaultIn::kAtCreate;
   absl::StatusOr<ExtentAllocator> allocator =
       ExtentAllocator::Create({.capacity_bytes = options.capacity_bytes,
@@ -218,9 +222,9 @@ absl::StatusOr<std::unique_ptr<StorageBackend>> CreateCpuRamBackend(const CpuRam
   if (!allocator.ok()) return allocator.status();
   const AvailableMemory available = ReadAvailableMemory();
   if (options.capacity_bytes > available.bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("capacity_bytes = ", options.capacity_bytes, ", but only ", available.bytes,
-                     " bytes are available (", available.limit, ")"));
+    return internal::Error(absl::StatusCode::kResourceExhausted,
+                           "capacity_bytes = ", options.capacity_bytes, ", but only ",
+                           available.bytes, " bytes are available (", available.limit, ")");
   }
   absl::StatusOr<MemoryRegion> region = MemoryRegion::Reserve(
       allocator->capacity(), options.sharing == CpuRamOptions::Sharing::kExported
@@ -235,6 +239,12 @@ absl::StatusOr<std::unique_ptr<StorageBackend>> CreateCpuRamBackend(const CpuRam
   }
   return std::make_unique<CpuRamBackend>(options.fault_in, pages, *std::move(region),
                                          *std::move(allocator));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<StorageBackend>> CreateCpuRamBackend(const CpuRamOptions& options) {
+  return internal::WithoutThrowing([&] { return CreateOrThrow(options); });
 }
 
 }  // namespace kvcache

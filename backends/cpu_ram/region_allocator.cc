@@ -1,10 +1,17 @@
 #include "kvcache/backends/cpu_ram/region_allocator.h"
 
 #include <algorithm>
+#include <new>
+
+#include "kvcache/core/base/no_memory.h"
 
 namespace kvcache {
 
 absl::StatusOr<Extent> RegionAllocator::Allocate(size_t bytes, uint32_t owner) {
+  return internal::WithoutThrowing([&] { return AllocateOrThrow(bytes, owner); });
+}
+
+absl::StatusOr<Extent> RegionAllocator::AllocateOrThrow(size_t bytes, uint32_t owner) {
   MutexLock lock(mu_);
   absl::StatusOr<Extent> extent = allocator_.Allocate(bytes, owner);
   if (extent.ok() || bytes == 0 || bytes > capacity_) return extent;
@@ -33,8 +40,12 @@ void RegionAllocator::SetOwner(const Extent& extent, uint32_t owner) {
 size_t RegionAllocator::List(const Extent& from, bool around, size_t bytes,
                              absl::Span<Neighbour> out) {
   MutexLock lock(mu_);
-  page_fault_bytes_ += capacity_ - allocator_.grown_bytes();
-  allocator_.GrowTo(capacity_);
+  const size_t missing = capacity_ - allocator_.grown_bytes();
+  try {
+    allocator_.GrowTo(capacity_);
+    page_fault_bytes_ += missing;
+  } catch (const std::bad_alloc&) {  // lists what there is
+  }
   return allocator_.List(from, around, bytes, out);
 }
 
@@ -43,8 +54,8 @@ std::optional<RegionAllocator::Range> RegionAllocator::ClaimUnfaulted(size_t ste
   const size_t begin = std::max(claimed_end_, allocator_.grown_bytes());
   if (begin == capacity_) return std::nullopt;
   const size_t size = std::min(step - begin % step, capacity_ - begin);
-  claimed_end_ = begin + size;
   claimed_.push_back({begin, size});
+  claimed_end_ = begin + size;
   return claimed_.back();
 }
 

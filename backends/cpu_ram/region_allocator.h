@@ -45,7 +45,8 @@ class RegionAllocator {
   size_t List(const Extent& from, bool around, size_t bytes, absl::Span<Neighbour> out);
 
   // The next range that nobody has used or claimed, up to a multiple of `step`; nullopt at the end
-  // of the region. The caller faults it in and then says so, or never does when that failed.
+  // of the region. The caller faults it in and then says so, or never does when that failed. Both
+  // throw std::bad_alloc.
   std::optional<Range> ClaimUnfaulted(size_t step);
   void MarkFaulted(const Range& range);
 
@@ -58,6 +59,8 @@ class RegionAllocator {
   uint64_t page_fault_bytes() const;
 
  private:
+  absl::StatusOr<Extent> AllocateOrThrow(size_t bytes, uint32_t owner);
+
   mutable Mutex mu_;
   ExtentAllocator allocator_ ABSL_GUARDED_BY(mu_);
   // Everything before it is faulted in, handed out or claimed.

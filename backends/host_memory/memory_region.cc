@@ -10,8 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <limits>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -132,11 +132,12 @@ absl::Status MemoryRegion::FaultInOnThreads(size_t offset, size_t size) const {
   };
   std::vector<std::thread> threads;
   try {
+    threads.reserve(results.size());
     while (threads.size() + 1 < results.size()) {
       threads.emplace_back(fault_in, &results[threads.size()]);
     }
-  } catch (const std::system_error&) {
-    // The process may have no more threads; those that there are do it all.
+  } catch (const std::exception&) {
+    // The process may have no more threads, or no memory; those that there are do it all.
   }
   fault_in(&results.back());
   for (std::thread& thread : threads) thread.join();

@@ -4,9 +4,10 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
+#include <new>
 #include <utility>
 
-#include "absl/container/inlined_vector.h"
 #include "absl/strings/str_cat.h"
 
 namespace kvcache::internal {
@@ -99,13 +100,18 @@ Advisor::Advisor(const AdviceOptions& options, const EvictionPolicy& policy, siz
     }
     known_.resize(8 * most_blocks);
     batch_.reserve(2 * kBatch);
-    taken_.references.reserve(kLongestQueue + kWakesWorker);
+    taken_.Reserve();
   }
   {
     MutexLock lock(queue_mu_);
-    queue_.references.reserve(kLongestQueue + kWakesWorker);
+    queue_.Reserve();
   }
   worker_ = std::thread([this] { WorkInBackground(); });
+}
+
+void Advisor::Queue::Reserve() {
+  references.reserve(kLongestQueue + kWakesWorker);
+  terms.reserve(references.capacity());
 }
 
 Advisor::~Advisor() {
@@ -141,9 +147,11 @@ void Advisor::AddOne(const BlockKey& key, size_t bytes, Nanos now) {
 void Advisor::Look(absl::Span<const BlockKey> keys, Reference::Kind kind, Nanos now,
                    absl::FunctionRef<size_t(size_t)> bytes_of) {
   constexpr size_t kShort = 256;
-  absl::InlinedVector<uint32_t, 1> of_long(keys.size() > kShort ? keys.size() : 0);
+  std::unique_ptr<uint32_t[]> of_long;
   uint32_t of_short[kShort];
-  uint32_t* const found = keys.size() > kShort ? of_long.data() : of_short;
+  if (keys.size() > kShort) of_long.reset(new (std::nothrow) uint32_t[keys.size()]);
+  uint32_t* const found = keys.size() > kShort ? of_long.get() : of_short;
+  if (found == nullptr) return;
   size_t count = 0;
   uint32_t i = 0;
   for (const BlockKey& key : keys) {  // no branch depends on a key
@@ -175,15 +183,16 @@ void Advisor::Put(const BlockKey& key, size_t charged_bytes, const EntryInfo& in
   size_t queued;
   {
     MutexLock lock(queue_mu_);
-    queue_.terms.push_back({.ttl = options.ttl.has_value() ? ToNanos(*options.ttl) : default_ttl_,
-                            .recompute_cost = static_cast<float>(incoming.recompute_cost)});
+    const Terms terms = {.ttl = options.ttl.has_value() ? ToNanos(*options.ttl) : default_ttl_,
+                         .recompute_cost = static_cast<float>(incoming.recompute_cost)};
     queue_.Add({.key_hash = incoming.key_hash,
                 .now = incoming.now,
                 .bytes = charged_bytes,
                 .kind = static_cast<uint64_t>(Reference::Kind::kPut),
                 .first = true,
                 .depth = incoming.depth,
-                .chain_blocks = incoming.chain_blocks});
+                .chain_blocks = incoming.chain_blocks},
+               &terms);
     queued = queue_.references.size();
   }
   Added(1, queued);
@@ -208,12 +217,15 @@ void Advisor::WorkOff() {
   }
   auto terms = taken_.terms.begin();
   batch_.clear();
-  for (const Queued& queued : taken_.references) {
-    if (queued.first && batch_.size() >= kBatch) SimulateBatch();
-    const bool put = queued.kind == static_cast<uint64_t>(Reference::Kind::kPut);
-    Learn(queued, put ? &*terms++ : nullptr);
+  try {
+    for (const Queued& queued : taken_.references) {
+      if (queued.first && batch_.size() >= kBatch) SimulateBatch();
+      const bool put = queued.kind == static_cast<uint64_t>(Reference::Kind::kPut);
+      Learn(queued, put ? &*terms++ : nullptr);
+    }
+    SimulateBatch();
+  } catch (const std::bad_alloc&) {  // for a long request; the rest is left out
   }
-  SimulateBatch();
 }
 
 void Advisor::Learn(const Queued& queued, const Terms* terms) {

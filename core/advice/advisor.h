@@ -35,8 +35,9 @@ namespace kvcache::internal {
 //
 // Thread-safe; the callers need not hold the cache's lock. Whoever looks up pays for a comparison,
 // and for each key of the sample for a place in a queue, which a thread of the advisor works off. A
-// caller that finds the queue full does so itself, so nothing is ever left out. Keys of an equal
-// Hash64() are taken for one.
+// caller that finds the queue full does so itself. So nothing is left out but for want of memory: a
+// part of a request of tens of thousands of sampled keys. Keys of an equal Hash64() are taken for
+// one.
 class Advisor {
  public:
   // kInvalidArgument, naming the field and the value, where AdviceOptions says so.
@@ -106,8 +107,13 @@ class Advisor {
     std::vector<Queued> references;
     std::vector<Terms> terms;  // of the puts among them
 
-    void Add(const Queued& reference) {
+    void Reserve();
+    // Allocates nothing, and leaves out what would make it longer than was reserved. `put`: the
+    // terms of a put.
+    void Add(const Queued& reference, const Terms* put = nullptr) {
+      if (references.size() == references.capacity()) return;
       references.push_back(reference);
+      if (put != nullptr) terms.push_back(*put);
       // The next places were read by another processor.
       __builtin_prefetch(references.data() + references.size() + 16, 1);
     }

@@ -4,7 +4,7 @@
 #include <atomic>
 #include <exception>
 #include <new>
-#include <system_error>
+#include <stdexcept>
 #include <thread>
 #include <utility>
 
@@ -12,7 +12,6 @@
 #include "absl/base/optimization.h"
 #include "absl/container/inlined_vector.h"
 #include "absl/memory/memory.h"
-#include "absl/strings/str_cat.h"
 #include "kvcache/core/advice/advisor.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/base/no_memory.h"
@@ -39,53 +38,60 @@ constexpr size_t kMostDefaultBlocks = 16 << 20;
 absl::StatusOr<std::unique_ptr<Cache>> Cache::Create(const CacheOptions& options,
                                                      std::unique_ptr<StorageBackend> backend,
                                                      std::unique_ptr<EvictionPolicy> policy) {
+  try {
+    return CreateOrThrow(options, std::move(backend), std::move(policy));
+  } catch (const std::bad_alloc&) {
+    return internal::Error(absl::StatusCode::kResourceExhausted,
+                           "there is no memory for the bookkeeping of max_blocks");
+  } catch (const std::runtime_error& error) {
+    return internal::Error(absl::StatusCode::kResourceExhausted,
+                           "scrub_bytes_per_second, advice: no thread for it: ", error.what());
+  }
+}
+
+absl::StatusOr<std::unique_ptr<Cache>> Cache::CreateOrThrow(
+    const CacheOptions& options, std::unique_ptr<StorageBackend> backend,
+    std::unique_ptr<EvictionPolicy> policy) {
   if (backend == nullptr) return absl::InvalidArgumentError("backend: null");
   if (policy == nullptr) return absl::InvalidArgumentError("policy: null");
   if (options.clock == nullptr) return absl::InvalidArgumentError("clock: null");
   const BackendTraits& traits = backend->traits();
   const size_t capacity = options.capacity_bytes.value_or(traits.capacity_bytes);
   if (capacity < traits.alignment || capacity > traits.capacity_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "capacity_bytes: ", capacity, ", expected from ", traits.alignment, " to ",
-        traits.capacity_bytes, ", the alignment and the capacity of the backend ", traits.name));
+    return internal::Error(absl::StatusCode::kInvalidArgument, "capacity_bytes: ", capacity,
+                           ", expected from ", traits.alignment, " to ", traits.capacity_bytes,
+                           ", the alignment and the capacity of the backend ", traits.name);
   }
   const size_t max_blocks = options.max_blocks.value_or(std::clamp(
       traits.capacity_bytes / kBytesPerDefaultBlock, kFewestDefaultBlocks, kMostDefaultBlocks));
   if (max_blocks == 0 || max_blocks >= kNoSlot) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_blocks: ", max_blocks, ", expected from 1 to ", kNoSlot - 1));
+    return internal::Error(absl::StatusCode::kInvalidArgument, "max_blocks: ", max_blocks,
+                           ", expected from 1 to ", kNoSlot - 1);
   }
   if (options.default_ttl <= absl::ZeroDuration()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "default_ttl: ", absl::FormatDuration(options.default_ttl), ", expected more than 0"));
+    return internal::Error(absl::StatusCode::kInvalidArgument,
+                           "default_ttl: ", absl::FormatDuration(options.default_ttl),
+                           ", expected more than 0");
   }
   if (options.scrub_bytes_per_second > 0 && !options.checksums) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("scrub_bytes_per_second: ", options.scrub_bytes_per_second,
-                     ", but checksums: false, so there is nothing to compare with"));
+    return internal::Error(absl::StatusCode::kInvalidArgument,
+                           "scrub_bytes_per_second: ", options.scrub_bytes_per_second,
+                           ", but checksums: false, so there is nothing to compare with");
   }
   if (absl::Status s = internal::Advisor::Check(options.advice, *policy); !s.ok()) return s;
   // More blocks than units of the backend can never be there.
   const size_t slots = std::min(max_blocks, traits.capacity_bytes / traits.alignment);
   const size_t whole_units = capacity / traits.alignment * traits.alignment;
-  try {
-    auto cache = absl::WrapUnique(
-        new Cache(std::move(backend), std::move(policy), options, whole_units, slots));
-    if (!options.advice.capacities.empty()) {
-      cache->advisor_ = std::make_unique<internal::Advisor>(options.advice, *cache->policy_, slots,
-                                                            whole_units, cache->default_ttl_);
-    }
-    cache->scrubber_->Start(options.scrub_bytes_per_second);
-    cache->backend_->OnFailure(
-        [cache = cache.get()](const absl::Status& status) { cache->Fail(status); });
-    return cache;
-  } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("max_blocks: ", max_blocks, ", but there is no memory for their bookkeeping"));
-  } catch (const std::system_error& error) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("scrub_bytes_per_second, advice: no thread for it: ", error.what()));
+  auto cache = absl::WrapUnique(
+      new Cache(std::move(backend), std::move(policy), options, whole_units, slots));
+  if (!options.advice.capacities.empty()) {
+    cache->advisor_ = std::make_unique<internal::Advisor>(options.advice, *cache->policy_, slots,
+                                                          whole_units, cache->default_ttl_);
   }
+  cache->scrubber_->Start(options.scrub_bytes_per_second);
+  cache->backend_->OnFailure(
+      [cache = cache.get()](const absl::Status& status) { cache->Fail(status); });
+  return cache;
 }
 
 Cache::Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPolicy> policy,
@@ -199,7 +205,7 @@ Cache::~Cache() {
 void Cache::Fail(const absl::Status& status) {
   {
     MutexLock lock(mu_);
-    failed_ = absl::InternalError(status.message());
+    failed_ = internal::Error(absl::StatusCode::kInternal, status.message());
   }
   Clear();
 }
@@ -228,18 +234,24 @@ absl::StatusOr<NamespaceId> Cache::Register(const Namespace& ns) {
     MutexLock names(names_mu_);
     ForgetDeparted();
     const std::string* model = &*models_.insert(ns.model).first;
-    NamespaceId& id = ids_.try_emplace(*root, NamespaceId::kDefault).first->second;
-    if (!LockSupplied(0, 0, 1)) return internal::NoMemory();
-    MutexLock lock(mu_, AdoptLock());
-    internal::Namespaces& namespaces = table_->namespaces();
-    if (id != NamespaceId::kDefault && namespaces.Knows(id)) {
-      namespaces.Hold(id);
-    } else if (namespaces.records().spare() == 0) {
-      return absl::ResourceExhaustedError("there are too many namespaces");
+    const auto [entry, is_new] = ids_.try_emplace(*root, NamespaceId::kDefault);
+    NamespaceId& id = entry->second;
+    absl::Status status;
+    if (LockSupplied(0, 0, 1)) {
+      MutexLock lock(mu_, AdoptLock());
+      internal::Namespaces& namespaces = table_->namespaces();
+      if (!is_new && namespaces.Knows(id)) {
+        namespaces.Hold(id);
+        return id;
+      }
+      if (namespaces.records().spare() > 0) return id = namespaces.Add(*root, model);
+      status =
+          internal::Error(absl::StatusCode::kResourceExhausted, "there are too many namespaces");
     } else {
-      id = namespaces.Add(*root, model);
+      status = internal::NoMemory();
     }
-    return id;
+    if (is_new) ids_.erase(entry);
+    return status;
   });
 }
 
@@ -266,11 +278,6 @@ size_t Cache::capacity_bytes() const {
   return table_->budget().capacity();
 }
 
-absl::Status Cache::UnknownNamespace(absl::string_view argument, NamespaceId ns) {
-  return absl::InvalidArgumentError(absl::StrCat(argument, ": ", static_cast<uint64_t>(ns),
-                                                 " was not registered with this cache"));
-}
-
 // --- Reading
 
 Nanos Cache::Now() const { return clock_->Now(); }
@@ -278,8 +285,8 @@ Nanos Cache::Now() const { return clock_->Now(); }
 absl::Status Cache::PinFound(NamespaceId ns, Slot slot, std::optional<uint32_t> part, Nanos now,
                              ReadLease* lease) {
   if (part.has_value() && slot != kNoSlot && *part >= table_->block(slot).parts) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("part: ", *part, " of a block with ", table_->block(slot).parts, " parts"));
+    return internal::Error(absl::StatusCode::kInvalidArgument, "part: ", *part, " of a block with ",
+                           table_->block(slot).parts, " parts");
   }
   CacheCounters& counters = table_->counters(ns);
   ++(part.has_value() ? counters.layer_lookups : counters.block_lookups);
@@ -328,7 +335,7 @@ absl::StatusOr<ReadLease> Cache::GetOne(NamespaceId ns, const BlockKey& key,
   if (!LockSupplied(0, 1, 0)) return internal::NoMemory();
   {
     MutexLock lock(mu_, AdoptLock());
-    if (!table_->Knows(ns)) return UnknownNamespace("ns", ns);
+    if (!table_->Knows(ns)) return UnknownNamespace(ns, "ns");
     now = Now();
     status = PinFound(ns, table_->FindOrRemove(key, now, &removed), part, now, &lease);
     if (status.ok()) TouchSlots({&lease.slot_, 1}, 0, now, false);
@@ -398,7 +405,8 @@ void Cache::Release(Slot slot) {
 
 absl::Status Cache::Release(Slot slot,
                             absl::FunctionRef<absl::Status(BlockTable&, Nanos, Removed*)> end) {
-  if (InForkedChild()) return absl::AbortedError("the cache is that of another process");
+  if (InForkedChild())
+    return internal::Error(absl::StatusCode::kAborted, "the cache is that of another process");
   Removed removed;
   absl::Status status;
   bool last;
@@ -557,8 +565,8 @@ void Cache::Clear() {
 
 absl::StatusOr<size_t> Cache::Extend(const Chain& chain, absl::Duration ttl) {
   if (ttl <= absl::ZeroDuration()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("ttl: ", absl::FormatDuration(ttl), ", expected more than 0"));
+    return internal::Error(absl::StatusCode::kInvalidArgument, "ttl: ", absl::ToDoubleSeconds(ttl),
+                           " s, expected more than 0");
   }
   return ForLeading(chain,
                     [length = internal::ToNanos(ttl)](BlockTable& table, Slot slot, Nanos now) {
@@ -569,13 +577,13 @@ absl::StatusOr<size_t> Cache::Extend(const Chain& chain, absl::Duration ttl) {
 absl::Status Cache::Resize(size_t capacity_bytes) {
   const BackendTraits& traits = backend_->traits();
   if (capacity_bytes < traits.alignment || capacity_bytes > traits.capacity_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat("capacity_bytes: ", capacity_bytes,
-                                                   ", expected from ", traits.alignment, " to ",
-                                                   traits.capacity_bytes, ", the backend's"));
+    return internal::Error(absl::StatusCode::kInvalidArgument, "capacity_bytes: ", capacity_bytes,
+                           ", expected from ", traits.alignment, " to ", traits.capacity_bytes,
+                           ", the backend's");
   }
   absl::Status status = internal::WithoutThrowing([&] { return ResizeInSteps(capacity_bytes); });
   if (status.ok() && advisor_ != nullptr) {
-    const CacheCounters counters = stats().counters;
+    const CacheCounters counters = CollectStats(nullptr).counters;
     advisor_->SetCapacity(capacity_bytes, {counters.block_lookups, counters.block_hits});
   }
   return status;
@@ -607,8 +615,9 @@ absl::Status Cache::ResizeInSteps(size_t capacity_bytes) {
     if (room == BlockTable::Room::kNoMemory || !RoomComes()) {
       table_->budget().Limit(table_->budget().capacity());
       if (room == BlockTable::Room::kNoMemory) return internal::NoMemory();
-      return absl::ResourceExhaustedError(
-          absl::StrCat("capacity_bytes: ", capacity_bytes, " is not enough for what is leased"));
+      return internal::Error(absl::StatusCode::kResourceExhausted,
+                             "capacity_bytes: ", capacity_bytes,
+                             " is not enough for what is leased");
     }
     changed_.Wait(mu_);
   }
@@ -658,44 +667,57 @@ void Cache::Drain() {
 
 size_t Cache::Scrub(size_t bytes) { return scrubber_->Scrub(bytes); }
 
-CacheStats Cache::stats() const {
+CacheStats Cache::CollectStats(std::vector<const std::string*>* models) const {
   CacheStats stats;
-  std::vector<const std::string*> models;
+  CacheUsage usage;
   uint32_t number = 0;
   uint32_t namespaces = 0;
   do {
-    // Nothing is allocated under the lock.
-    models.reserve(models.size() + kBlocksPerLock);
-    stats.namespaces.reserve(models.capacity());
+    if (models != nullptr) {  // nothing is allocated under the lock
+      models->reserve(models->size() + kBlocksPerLock);
+      stats.namespaces.reserve(models->capacity());
+    }
     MutexLock lock(mu_);
     if (number == 0) stats = table_->Stats(Now(), std::move(stats.namespaces));
     namespaces = table_->namespaces().records().used();
     for (size_t i = 0; i < kBlocksPerLock && number < namespaces; ++i, ++number) {
       const internal::NamespaceRecord& record = table_->namespaces()[number];
       if (record.model == nullptr) continue;
-      models.push_back(record.model);
+      const CacheCounters counters = internal::Namespaces::CountersOf(record);
+      const CacheUsage used = table_->namespaces().UsageOf(record);
+      stats.counters += counters;
+      usage += used;
+      if (models == nullptr) continue;
+      models->push_back(record.model);
       NamespaceStats& ns = stats.namespaces.emplace_back();
       ns.id = static_cast<uint64_t>(table_->namespaces().IdOf(number));
-      ns.counters = internal::Namespaces::CountersOf(record);
-      ns.usage = table_->namespaces().UsageOf(record);
+      ns.counters = counters;
+      ns.usage = used;
     }
   } while (number < namespaces);
-  const size_t bytes_in_use = stats.usage.bytes_in_use;
-  for (size_t i = 0; i < models.size(); ++i) {
-    NamespaceStats& ns = stats.namespaces[i];
-    ns.model = *models[i];
-    stats.counters += ns.counters;
-    stats.usage += ns.usage;
-  }
-  stats.usage.bytes_in_use = bytes_in_use;
-  if (advisor_ != nullptr) {
-    stats.advice = advisor_->Advise({stats.counters.block_lookups, stats.counters.block_hits});
-  }
-  stats.scrubbed_bytes = scrubber_->scrubbed_bytes();
-  stats.backend = backend_->traits().name;
-  stats.policy = policy_->name();
-  stats.backend_stats = backend_->stats();
+  usage.bytes_in_use = stats.usage.bytes_in_use;
+  stats.usage = usage;
   return stats;
+}
+
+CacheStats Cache::stats() const {
+  try {
+    std::vector<const std::string*> models;
+    CacheStats stats = CollectStats(&models);
+    for (size_t i = 0; i < models.size(); ++i) stats.namespaces[i].model = *models[i];
+    if (advisor_ != nullptr) {
+      stats.advice = advisor_->Advise({stats.counters.block_lookups, stats.counters.block_hits});
+    }
+    stats.scrubbed_bytes = scrubber_->scrubbed_bytes();
+    stats.backend = backend_->traits().name;
+    stats.policy = policy_->name();
+    stats.backend_stats = backend_->stats();
+    return stats;
+  } catch (const std::bad_alloc&) {
+    CacheStats stats = CollectStats(nullptr);
+    stats.scrubbed_bytes = scrubber_->scrubbed_bytes();
+    return stats;
+  }
 }
 
 }  // namespace kvcache

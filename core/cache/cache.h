@@ -9,11 +9,12 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/container/flat_hash_map.h"
 #include "absl/functional/function_ref.h"
+#include "absl/hash/hash.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -22,6 +23,7 @@
 #include "kvcache/core/base/fork.h"
 #include "kvcache/core/base/mutex.h"
 #include "kvcache/core/base/nanos.h"
+#include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/cache/cache_types.h"
 #include "kvcache/core/cache/lease.h"
 #include "kvcache/core/key/block_key.h"
@@ -57,6 +59,10 @@ enum class Room : uint8_t;
 //
 // Thread-safe: any thread may call anything at any time. One short lock guards the index and the
 // policy; memory is allocated, freed and copied outside of it.
+//
+// No call throws. One that finds no memory on the host fails with kResourceExhausted, and an op of
+// a transfer ends with it; where there is no status, it has found or done nothing. The store is
+// then as it was before, and the message may be missing, as that of any error.
 //
 // The states of a block:
 //
@@ -266,6 +272,8 @@ class Cache {
   // Reserve() that only lacks the room of that one waits for it.
   size_t Scrub(size_t bytes);
 
+  // Without the namespaces, the advice, and what backend and policy say of themselves when there is
+  // no memory for these.
   CacheStats stats() const;
 
  private:
@@ -278,6 +286,11 @@ class Cache {
 
   internal::Nanos Now() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  // Create(), where also threads may fail.
+  static absl::StatusOr<std::unique_ptr<Cache>> CreateOrThrow(
+      const CacheOptions& options, std::unique_ptr<StorageBackend> backend,
+      std::unique_ptr<EvictionPolicy> policy);
+
   Cache(std::unique_ptr<StorageBackend> backend, std::unique_ptr<EvictionPolicy> policy,
         const CacheOptions& options, size_t capacity_bytes, size_t max_blocks);
 
@@ -288,9 +301,15 @@ class Cache {
   absl::StatusOr<WriteLease> ReserveReplacement(const BlockKey& key, BlockSize size,
                                                 const PutOptions& options);
 
-  // For PrefixCache: pins what there is of a block without counting it as a lookup, and says which
-  // parts are committed. Holds nothing when there is nothing, or somebody is writing it.
+  // For PrefixCache: pins what there is of a block without counting it as a lookup, and sets which
+  // of the parts are committed. Holds nothing when there is nothing, or somebody is writing it.
   ReadLease PinForReplacement(const BlockKey& key, std::vector<bool>* committed);
+
+  Transfer ReadFound(absl::Span<const ReadRequest> requests, Stream stream);
+  Transfer PutAll(absl::Span<const PutRequest> requests, Stream stream);
+  // The sums, and with `models` the namespaces, whose models it lists. Without it nothing is
+  // allocated.
+  CacheStats CollectStats(std::vector<const std::string*>* models) const;
 
   absl::StatusOr<WriteLease> ReserveBlock(const BlockKey& key, BlockSize size,
                                           const PutOptions& options, ReserveMode mode);
@@ -407,7 +426,11 @@ class Cache {
   bool IsFreeing() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool RoomComes() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return stepping_ || IsFreeing(); }
 
-  static absl::Status UnknownNamespace(absl::string_view argument, NamespaceId ns);
+  template <typename... Argument>
+  static absl::Status UnknownNamespace(NamespaceId ns, const Argument&... argument) {
+    return internal::Error(absl::StatusCode::kInvalidArgument, argument..., ": ",
+                           static_cast<uint64_t>(ns), " was not registered with this cache");
+  }
 
   const std::unique_ptr<StorageBackend> backend_;
   const std::unique_ptr<EvictionPolicy> policy_;
@@ -422,8 +445,9 @@ class Cache {
   mutable Mutex mu_;
   CondVar changed_;  // bytes were freed, or a copy has ended
   const std::unique_ptr<internal::BlockTable> table_ ABSL_PT_GUARDED_BY(mu_);
-  std::set<std::string> models_ ABSL_GUARDED_BY(names_mu_);                    // never shrinks
-  absl::flat_hash_map<BlockKey, NamespaceId> ids_ ABSL_GUARDED_BY(names_mu_);  // by root key
+  std::set<std::string> models_ ABSL_GUARDED_BY(names_mu_);  // never shrinks
+  // By root key. Not a flat_hash_map: one that could not grow is broken for good.
+  std::unordered_map<BlockKey, NamespaceId, absl::Hash<BlockKey>> ids_ ABSL_GUARDED_BY(names_mu_);
   bool stepping_ ABSL_GUARDED_BY(mu_) = false;  // some blocks are chosen and may be taken back
   // Batches of copies, and threads that free what the end of a lease has removed.
   size_t in_flight_ ABSL_GUARDED_BY(mu_) = 0;

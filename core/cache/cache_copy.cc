@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -19,6 +20,7 @@ namespace kvcache {
 using internal::Block;
 using internal::BlockTable;
 using internal::CheckSizes;
+using internal::LeasedCopies;
 using internal::Nanos;
 using internal::Removed;
 
@@ -27,33 +29,66 @@ namespace {
 // Batches of up to so many allocate nothing.
 constexpr size_t kInlineRequests = 16;
 
-// A transfer with one op for each of `results`, which carry `parts`. Op ops[i] ends with what `end`
-// returns once op i of `copies` has ended; the other ops have ended with their result.
-Transfer Renumbered(Transfer copies, absl::Span<const uint32_t> ops,
-                    absl::Span<const uint32_t> parts, absl::Span<const absl::Status> results,
-                    std::function<absl::Status(uint32_t op, const absl::Status& copied)> end) {
-  const auto shared = std::make_shared<const Transfer>(std::move(copies));
-  std::vector<bool> copied(results.size(), false);
-  for (uint32_t op : ops) copied[op] = true;
-  const TransferSource source(parts, {.order =
-                                          [shared](Stream stream, int64_t part) {
-                                            return part < 0 ? shared->WaitOn(stream)
-                                                            : shared->WaitPartOn(stream, part);
-                                          },
-                                      .cancel = [shared] { shared->Cancel(); }});
-  for (size_t op = 0; op < results.size(); ++op) {
-    if (!copied[op]) source.Complete(op, results[op]);
+// A transfer with an op for each request of a call, of which op ops[i] ends with what `end` returns
+// once op i of the copies has ended. Made before these are started.
+class Renumbered {
+ public:
+  using End = std::function<absl::Status(uint32_t op, const absl::Status& copied)>;
+
+  // `parts` has one for each request.
+  Renumbered(absl::Span<const uint32_t> parts, absl::Span<const uint32_t> ops, End end)
+      : source_(parts, {.order =
+                            [copies = copies_](Stream stream, int64_t part) {
+                              return part < 0 ? copies->WaitOn(stream)
+                                              : copies->WaitPartOn(stream, part);
+                            },
+                        .cancel = [copies = copies_] { copies->Cancel(); }}),
+        hook_(std::make_unique<Hook>(source_, ops, std::move(end))) {}
+
+  // Ops that are not copied end with their result.
+  Transfer Follow(Transfer copies, absl::Span<const absl::Status> results) {
+    *copies_ = std::move(copies);
+    const std::vector<uint32_t>& ops = hook_->ops;
+    for (size_t op = 0, i = 0; op < results.size(); ++op) {
+      if (i < ops.size() && ops[i] == op) {
+        ++i;
+      } else {
+        source_.Complete(op, results[op]);
+      }
+    }
+    internal::Attach(*copies_, std::move(hook_));
+    return source_.transfer();
   }
-  internal::OnOpDone(
-      *shared,
-      [source, end = std::move(end), ops = std::vector<uint32_t>(ops.begin(), ops.end())](
-          size_t i, const absl::Status& status) { source.Complete(ops[i], end(ops[i], status)); });
-  return source.transfer();
-}
+
+ private:
+  struct Hook final : public internal::TransferHook {
+    Hook(const TransferSource& source, absl::Span<const uint32_t> ops, End end)
+        : source(source), ops(ops.begin(), ops.end()), end(std::move(end)) {}
+    void OpEnded(size_t i, const absl::Status& copied) override {
+      source->Complete(ops[i], end(ops[i], copied));
+    }
+    void AllEnded() override {
+      end = nullptr;
+      source.reset();
+    }
+
+    std::optional<TransferSource> source;
+    const std::vector<uint32_t> ops;  // ascending
+    End end;
+  };
+
+  const std::shared_ptr<Transfer> copies_ = std::make_shared<Transfer>();
+  const TransferSource source_;
+  std::unique_ptr<Hook> hook_;
+};
 
 }  // namespace
 
 Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) {
+  return internal::WithoutThrowing(requests.size(), [&] { return ReadFound(requests, stream); });
+}
+
+Transfer Cache::ReadFound(absl::Span<const ReadRequest> requests, Stream stream) {
   absl::InlinedVector<ReadLease, kInlineRequests> leases(requests.size());
   absl::InlinedVector<absl::Status, kInlineRequests> results(requests.size());
   Nanos now = 0;
@@ -70,7 +105,7 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
       for (; i < end; ++i) {
         const ReadRequest& request = requests[i];
         if (!table_->Knows(request.ns)) {
-          results[i] = UnknownNamespace(absl::StrCat("requests[", i, "].ns"), request.ns);
+          results[i] = UnknownNamespace(request.ns, "requests[", i, "].ns");
           continue;
         }
         const Slot slot = table_->FindOrRemove(request.key, now, &removed);
@@ -107,9 +142,20 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
                       leases[i].ChecksumsOf(0, leases[i].parts_)});
     numbers.push_back(i);
   }
-  const internal::LeasedCopies leased(*this);
-  Transfer copied = backend_->Read(copies, stream);
+  const LeasedCopies leased(*this);
   const bool all_found = copies.size() == requests.size();
+  absl::InlinedVector<Slot, kInlineRequests> slots;
+  std::unique_ptr<internal::TransferHook> pins;
+  std::optional<Renumbered> renumbered;
+  if (!backend_->traits().copies_in_call) {
+    for (const ReadLease& lease : leases) slots.push_back(lease.holds() ? lease.slot_ : kNoSlot);
+    pins = leased.Prepare(slots, LeasedCopies::Use::kRead);
+    if (!all_found) {
+      renumbered.emplace(parts, numbers,
+                         [](uint32_t, const absl::Status& copied) { return copied; });
+    }
+  }
+  Transfer copied = backend_->Read(copies, stream);
   if (copied.Done()) {
     for (size_t op = 0; op < numbers.size(); ++op) {
       leased.DropIfUnreadable(leases[numbers[op]].slot_, copied.result(op));
@@ -119,27 +165,9 @@ Transfer Cache::ReadInto(absl::Span<const ReadRequest> requests, Stream stream) 
     for (size_t op = 0; op < numbers.size(); ++op) results[numbers[op]] = copied.result(op);
     return Transfer::Completed(std::vector<absl::Status>(results.begin(), results.end()));
   }
-  std::vector<Slot> slots;
-  for (uint32_t i : numbers) slots.push_back(leases[i].slot_);
-  std::shared_ptr<void> pins = leased.Pin(slots);
+  Transfer read = all_found ? std::move(copied) : renumbered->Follow(std::move(copied), results);
+  leased.Follow(read, slots, LeasedCopies::Use::kRead, std::move(pins));
   Release(absl::MakeSpan(leases));
-  if (all_found) {
-    internal::Keep(copied, std::move(pins));
-    internal::OnOpDone(copied,
-                       [leased, slots = std::move(slots)](size_t op, const absl::Status& status) {
-                         leased.DropIfUnreadable(slots[op], status);
-                       });
-    return copied;
-  }
-  std::vector<Slot> slot_of(requests.size(), kNoSlot);
-  for (size_t op = 0; op < numbers.size(); ++op) slot_of[numbers[op]] = slots[op];
-  Transfer read =
-      Renumbered(std::move(copied), numbers, parts, results,
-                 [leased, slot_of = std::move(slot_of)](uint32_t i, const absl::Status& status) {
-                   leased.DropIfUnreadable(slot_of[i], status);
-                   return status;
-                 });
-  internal::Keep(read, std::move(pins));
   return read;
 }
 
@@ -153,8 +181,12 @@ absl::Status Cache::Put(const BlockKey& key, BlockSize size, absl::Span<const Co
 }
 
 Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
+  return internal::WithoutThrowing(requests.size(), [&] { return PutAll(requests, stream); });
+}
+
+Transfer Cache::PutAll(absl::Span<const PutRequest> requests, Stream stream) {
   // They live until the last copy has ended.
-  auto writes = std::make_shared<std::vector<WriteLease>>(requests.size());
+  const auto writes = std::make_shared<std::vector<WriteLease>>(requests.size());
   std::vector<absl::Status> results(requests.size());
   std::vector<WriteOp> copies;
   std::vector<uint32_t> numbers;
@@ -172,23 +204,18 @@ Transfer Cache::PutMany(absl::Span<const PutRequest> requests, Stream stream) {
     numbers.push_back(i);
     (*writes)[i] = *std::move(lease);
   }
+  Renumbered renumbered(std::vector<uint32_t>(requests.size(), 0), numbers,
+                        [writes](uint32_t i, const absl::Status& status) {
+                          WriteLease& lease = (*writes)[i];
+                          if (status.ok()) return lease.Commit();
+                          lease.Abort();
+                          return status;
+                        });
+  const LeasedCopies leased(*this);
+  std::unique_ptr<internal::TransferHook> in_flight = leased.Prepare({}, LeasedCopies::Use::kWrite);
   Transfer copied = backend_->Write(copies, stream);
-  const auto end = [writes](uint32_t i, const absl::Status& status) {
-    WriteLease& lease = (*writes)[i];
-    if (status.ok()) return lease.Commit();
-    lease.Abort();
-    return status;
-  };
-  if (copied.Done()) {
-    for (size_t op = 0; op < numbers.size(); ++op) {
-      results[numbers[op]] = end(numbers[op], copied.result(op));
-    }
-    return Transfer::Completed(std::move(results));
-  }
-  std::shared_ptr<void> in_flight = internal::LeasedCopies(*this).Pin({});
-  Transfer put = Renumbered(std::move(copied), numbers, std::vector<uint32_t>(requests.size(), 0),
-                            results, end);
-  internal::Keep(put, std::move(in_flight));
+  Transfer put = renumbered.Follow(std::move(copied), results);
+  leased.Follow(put, {}, LeasedCopies::Use::kWrite, std::move(in_flight));
   return put;
 }
 

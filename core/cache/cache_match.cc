@@ -1,5 +1,6 @@
 // Cache: what a prompt finds.
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "absl/container/inlined_vector.h"
@@ -113,7 +114,11 @@ void Cache::MissBackwards(const Chain& chain, size_t begin, size_t end, Nanos no
 PrefixMatch Cache::Match(const Chain& chain) {
   PrefixMatch match;
   const size_t blocks = chain.keys.size();
-  match.blocks.reserve(blocks);
+  try {
+    match.blocks.reserve(blocks);
+  } catch (const std::bad_alloc&) {
+    return match;
+  }
   const auto tokens_in = [&chain](size_t blocks) {
     return std::min<uint64_t>(uint64_t{blocks} * chain.tokens_per_block, chain.tokens);
   };
@@ -123,7 +128,7 @@ PrefixMatch Cache::Match(const Chain& chain) {
   do {
     const size_t end = std::min(match.blocks.size() + kBlocksPerLock, blocks);
     Removed removed;
-    if (!LockSupplied(0, end - match.blocks.size(), 0)) break;
+    if (!LockSupplied(0, end - match.blocks.size(), 0)) return {};
     {
       MutexLock lock(mu_, AdoptLock());
       if (!table_->Knows(chain.ns)) break;

@@ -6,7 +6,6 @@
 
 #include "absl/base/optimization.h"
 #include "absl/container/inlined_vector.h"
-#include "absl/strings/str_cat.h"
 #include "kvcache/core/advice/advisor.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/base/no_memory.h"
@@ -29,35 +28,38 @@ constexpr int kMostGaps = 16;
 
 absl::Status CheckPut(const BlockKey& key, BlockSize size, const PutOptions& options,
                       const BlockKey* parent, absl::Duration recompute_cost) {
-  if (size.bytes == 0) return absl::InvalidArgumentError("size.bytes: 0, expected more");
+  if (size.bytes == 0)
+    return internal::Error(absl::StatusCode::kInvalidArgument, "size.bytes: 0, expected more");
   if (size.parts == 0 || size.parts > kMostParts) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("size.parts: ", size.parts, ", expected from 1 to ", kMostParts));
+    return internal::Error(absl::StatusCode::kInvalidArgument, "size.parts: ", size.parts,
+                           ", expected from 1 to ", kMostParts);
   }
   if (size.bytes % size.parts != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "size.bytes: ", size.bytes, ", expected a multiple of size.parts, ", size.parts));
+    return internal::Error(absl::StatusCode::kInvalidArgument, "size.bytes: ", size.bytes,
+                           ", expected a multiple of size.parts, ", size.parts);
   }
   if (options.ttl.has_value() && *options.ttl <= absl::ZeroDuration()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "options.ttl: ", absl::FormatDuration(*options.ttl), ", expected more than 0"));
+    return internal::Error(absl::StatusCode::kInvalidArgument,
+                           "options.ttl: ", absl::FormatDuration(*options.ttl),
+                           ", expected more than 0");
   }
   if (recompute_cost < absl::ZeroDuration() || recompute_cost > kHighestRecomputeCost) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("options.recompute_cost: ", absl::FormatDuration(recompute_cost),
-                     ", expected from 0 to ", absl::FormatDuration(kHighestRecomputeCost)));
+    return internal::Error(absl::StatusCode::kInvalidArgument,
+                           "options.recompute_cost: ", absl::FormatDuration(recompute_cost),
+                           ", expected from 0 to ", absl::FormatDuration(kHighestRecomputeCost));
   }
   if (options.priority > kHighestPriority) {
-    return absl::InvalidArgumentError(absl::StrCat("options.priority: ", options.priority,
-                                                   ", expected from 0 to ", kHighestPriority));
+    return internal::Error(absl::StatusCode::kInvalidArgument,
+                           "options.priority: ", options.priority, ", expected from 0 to ",
+                           kHighestPriority);
   }
   if (options.keep_priority_for <= absl::ZeroDuration()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("options.keep_priority_for: ", absl::FormatDuration(options.keep_priority_for),
-                     ", expected more than 0"));
+    return internal::Error(absl::StatusCode::kInvalidArgument, "options.keep_priority_for: ",
+                           absl::FormatDuration(options.keep_priority_for),
+                           ", expected more than 0");
   }
   if (parent != nullptr && *parent == key) {
-    return absl::InvalidArgumentError("options.parent: the block itself");
+    return internal::Error(absl::StatusCode::kInvalidArgument, "options.parent: the block itself");
   }
   return absl::OkStatus();
 }
@@ -118,38 +120,41 @@ absl::Status Cache::StatusOf(const Reservation& reservation) const {
       return failed_;
     }
     case Outcome::kUnknownNamespace:
-      return UnknownNamespace("options.ns", reservation.options.ns);
+      return UnknownNamespace(reservation.options.ns, "options.ns");
     case Outcome::kTooLarge:
-      return absl::InvalidArgumentError(absl::StrCat("size.bytes: ", size.bytes,
-                                                     " is more than the capacity of the cache, ",
-                                                     capacity_bytes()));
+      return internal::Error(absl::StatusCode::kInvalidArgument, "size.bytes: ", size.bytes,
+                             " is more than the capacity of the cache, ", capacity_bytes());
     case Outcome::kExists:
       return absl::AlreadyExistsError("");
     case Outcome::kBeingWritten:
       return absl::UnavailableError("");
     case Outcome::kPartial:
-      return absl::FailedPreconditionError("the block is partial: Reserve() resumes it");
+      return internal::Error(absl::StatusCode::kFailedPrecondition,
+                             "the block is partial: Reserve() resumes it");
     case Outcome::kOtherSize:
-      return absl::InvalidArgumentError(absl::StrCat(
-          "size: ", size.bytes, " bytes in ", size.parts, " parts, but the partial block has ",
-          reservation.found_size.bytes, " bytes in ", reservation.found_size.parts, " parts"));
+      return internal::Error(absl::StatusCode::kInvalidArgument, "size: ", size.bytes, " bytes in ",
+                             size.parts, " parts, but the partial block has ",
+                             reservation.found_size.bytes, " bytes in ",
+                             reservation.found_size.parts, " parts");
     case Outcome::kNoParent:
-      return absl::NotFoundError(absl::StrCat("options.parent: ", reservation.parent_key->ToHex(),
-                                              " is neither resident nor being written"));
+      return internal::Error(absl::StatusCode::kNotFound,
+                             "options.parent: ", reservation.parent_key->ToHex(),
+                             " is neither resident nor being written");
     case Outcome::kParentElsewhere:
-      return absl::InvalidArgumentError(absl::StrCat(
-          "options.parent: ", reservation.parent_key->ToHex(), " is of another namespace"));
+      return internal::Error(absl::StatusCode::kInvalidArgument,
+                             "options.parent: ", reservation.parent_key->ToHex(),
+                             " is of another namespace");
     case Outcome::kRefusedByPolicy:
-      return absl::PermissionDeniedError(
-          absl::StrCat("the policy ", policy_->name(), " refuses the block"));
+      return internal::Error(absl::StatusCode::kPermissionDenied, "the policy ", policy_->name(),
+                             " refuses the block");
     case Outcome::kNoRoom:
-      return absl::ResourceExhaustedError(
-          absl::StrCat("no room for ", size.bytes, " bytes: of the capacity of ", capacity_bytes(),
-                       ", what is not free is leased or has children"));
+      return internal::Error(absl::StatusCode::kResourceExhausted, "no room for ", size.bytes,
+                             " bytes: of the capacity of ", capacity_bytes(),
+                             ", what is not free is leased or has children");
     case Outcome::kNoSlot:
-      return absl::ResourceExhaustedError(
-          absl::StrCat("no room for one more block: of max_blocks, ", slots_,
-                       ", all are leased or have children"));
+      return internal::Error(absl::StatusCode::kResourceExhausted,
+                             "no room for one more block: of max_blocks, ", slots_,
+                             ", all are leased or have children");
     case Outcome::kNoExtent:
       return reservation.status;
     case Outcome::kNoMemory:
@@ -158,7 +163,7 @@ absl::Status Cache::StatusOf(const Reservation& reservation) const {
     case Outcome::kReserved:
       break;
   }
-  return absl::InternalError("a reservation that was not decided");
+  return internal::Error(absl::StatusCode::kInternal, "a reservation that was not decided");
 }
 
 absl::StatusOr<WriteLease> Cache::Reserve(const BlockKey& key, BlockSize size,
@@ -180,8 +185,9 @@ ReadLease Cache::PinForReplacement(const BlockKey& key, std::vector<bool>* commi
     const Nanos now = Now();
     const Slot slot = table_->FindOrRemove(key, now, &removed);
     if (slot != kNoSlot && table_->block(slot).visible()) {
-      for (uint32_t part = 0; part < table_->block(slot).parts; ++part) {
-        committed->push_back(table_->Committed(slot, part));
+      const size_t parts = std::min<size_t>(table_->block(slot).parts, committed->size());
+      for (uint32_t part = 0; part < parts; ++part) {
+        (*committed)[part] = table_->Committed(slot, part);
       }
       Pin(slot, table_->block(slot), std::nullopt, now, &lease);
     }
@@ -347,8 +353,9 @@ absl::Status Cache::UsePriority(uint16_t priority) {
     MutexLock lock(mu_);
     return table_->AddPriority(priority, &policy, &levels);
   } catch (const std::bad_alloc&) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("options.priority: there is no memory for the bookkeeping of ", priority));
+    return internal::Error(absl::StatusCode::kResourceExhausted,
+                           "options.priority: there is no memory for the bookkeeping of ",
+                           priority);
   }
 }
 
@@ -556,7 +563,7 @@ void Cache::AllocateExtent(Reservation* reservation) {
     r.outcome = Reservation::Outcome::kNoExtent;
     r.status = absl::IsResourceExhausted(extent.status())
                    ? extent.status()
-                   : absl::InternalError(extent.status().message());
+                   : internal::Error(absl::StatusCode::kInternal, extent.status().message());
   }
 }
 
@@ -587,9 +594,9 @@ absl::StatusOr<Extent> Cache::AllocateInGap(Reservation* reservation) {
     r.outcome = Reservation::Outcome::kNoMemory;
   } else {
     ++table_->counters(r.options.ns).rejected_fragmented;
-    return absl::ResourceExhaustedError(
-        absl::StrCat("no ", r.size.bytes, " bytes in one piece: what would have to go is leased, ",
-                     "or has descendants that are; ", extent.status().message()));
+    return internal::Error(absl::StatusCode::kResourceExhausted, "no ", r.size.bytes,
+                           " bytes in one piece: what would have to go is leased, ",
+                           "or has descendants that are; ", extent.status().message());
   }
   return extent;
 }

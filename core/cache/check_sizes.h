@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "kvcache/core/base/no_memory.h"
 
 namespace kvcache::internal {
 
@@ -19,14 +20,14 @@ absl::Status CheckSizes(absl::string_view name, const Pieces& pieces, size_t exp
   bool overflow = false;
   for (const auto& piece : pieces) {
     if (piece.data() == nullptr && !piece.empty()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(name, ": null data with a size of ", piece.size(), " bytes"));
+      return Error(absl::StatusCode::kInvalidArgument, name, ": null data with a size of ",
+                   piece.size(), " bytes");
     }
     overflow |= __builtin_add_overflow(bytes, piece.size(), &bytes);
   }
   if (!overflow && bytes == expected) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      name, ": ", overflow ? "too many" : absl::StrCat(bytes), " bytes, expected ", expected));
+  return Error(absl::StatusCode::kInvalidArgument, name, ": ",
+               overflow ? "too many" : absl::StrCat(bytes), " bytes, expected ", expected);
 }
 
 }  // namespace kvcache::internal

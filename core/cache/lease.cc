@@ -1,13 +1,14 @@
 #include "kvcache/core/cache/lease.h"
 
 #include <algorithm>
-#include <functional>
+#include <bitset>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "absl/container/inlined_vector.h"
-#include "absl/strings/str_cat.h"
 #include "kvcache/core/base/check.h"
+#include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/cache/cache.h"
 #include "kvcache/core/cache/check_sizes.h"
 #include "kvcache/core/cache/leased_copies.h"
@@ -46,14 +47,19 @@ void ReadLease::Release() {
 
 absl::Status ReadLease::ReleaseAfter(Stream stream) {
   KVCACHE_CHECK(holds(), "the lease holds nothing");
-  const Transfer work = cache_->backend_->After(stream);
-  if (work.Done()) {
-    if (absl::Status status = work.Wait(); !status.ok()) return status;
-  } else {
-    internal::Keep(work, LeasedCopies(*cache_).Pin({slot_}));
-  }
-  Release();
-  return absl::OkStatus();
+  return internal::WithoutThrowing([&]() -> absl::Status {
+    const LeasedCopies leased(*cache_);
+    std::unique_ptr<internal::TransferHook> pins =
+        leased.Prepare({&slot_, 1}, LeasedCopies::Use::kRead);
+    const Transfer work = cache_->backend_->After(stream);
+    if (work.Done()) {
+      if (absl::Status status = work.Wait(); !status.ok()) return status;
+    } else {
+      leased.Follow(work, {&slot_, 1}, LeasedCopies::Use::kRead, std::move(pins));
+    }
+    Release();
+    return absl::OkStatus();
+  });
 }
 
 const std::byte* ReadLease::data() const {
@@ -71,18 +77,17 @@ const std::byte* ReadLease::part(uint32_t part) const {
 Transfer ReadLease::ReadOps(absl::Span<const ReadOp> ops, size_t bytes_each, Stream stream) const {
   for (const ReadOp& op : ops) {
     absl::Status status = CheckSizes("destination", op.destination, bytes_each);
-    if (!status.ok()) {
-      return Transfer::Completed(std::vector<absl::Status>(ops.size(), std::move(status)));
-    }
+    if (!status.ok()) return Transfer::Completed(ops.size(), std::move(status));
   }
-  const LeasedCopies leased(*cache_);
-  Transfer copies = leased.backend().Read(ops, stream);
-  if (!copies.Done()) internal::Keep(copies, leased.Pin({slot_}));
-  internal::OnOpDone(copies, [leased, slot = slot_](size_t, const absl::Status& status) {
-    leased.DropIfUnreadable(slot, status);
+  return internal::WithoutThrowing(ops.size(), [&] {
+    const LeasedCopies leased(*cache_);
+    std::unique_ptr<internal::TransferHook> pins =
+        leased.Prepare({&slot_, 1}, LeasedCopies::Use::kRead);
+    Transfer copies = leased.backend().Read(ops, stream);
+    leased.Follow(copies, {&slot_, 1}, LeasedCopies::Use::kRead, std::move(pins));
+    leased.CountRead(slot_, ops.size() * bytes_each);
+    return copies;
   });
-  leased.CountRead(slot_, ops.size() * bytes_each);
-  return copies;
 }
 
 Transfer ReadLease::Read(absl::Span<const MutableBytes> destination, MemorySpace space,
@@ -105,13 +110,15 @@ Transfer ReadLease::ReadParts(absl::Span<const absl::Span<const MutableBytes>> d
                               MemorySpace space, Stream stream) const {
   KVCACHE_CHECK(holds() && destinations.size() == parts_, destinations.size(), " destinations of ",
                 parts_, " parts");
-  const size_t bytes = bytes_ / parts_;
-  absl::InlinedVector<ReadOp, 64> ops;
-  for (uint32_t part = 0; part < parts_; ++part) {
-    ops.push_back(
-        {extent_, offset_ + part * bytes, destinations[part], space, part, ChecksumsOf(part, 1)});
-  }
-  return ReadOps(ops, bytes, stream);
+  return internal::WithoutThrowing(parts_, [&] {
+    const size_t bytes = bytes_ / parts_;
+    absl::InlinedVector<ReadOp, 64> ops;
+    for (uint32_t part = 0; part < parts_; ++part) {
+      ops.push_back(
+          {extent_, offset_ + part * bytes, destinations[part], space, part, ChecksumsOf(part, 1)});
+    }
+    return ReadOps(ops, bytes, stream);
+  });
 }
 
 absl::Status ReadLease::Verify() const {
@@ -123,14 +130,16 @@ absl::Status ReadLease::Verify() const {
 absl::Status ReadLease::VerifyPart(uint32_t part) const {
   KVCACHE_CHECK(holds() && part < parts_, "part ", part, " of ", parts_);
   if (checksums_ == nullptr) {
-    return absl::FailedPreconditionError("the cache keeps no checksums");
+    return internal::Error(absl::StatusCode::kFailedPrecondition, "the cache keeps no checksums");
   }
   if (checksums_[part] == 0) return absl::OkStatus();
   const size_t bytes = bytes_ / parts_;
   if (!cache_->host_addressable()) {
-    std::vector<std::byte> copy(bytes);
-    const MutableBytes destination = absl::MakeSpan(copy);
-    return ReadPart(part, {destination}).Wait();
+    return internal::WithoutThrowing([&] {
+      std::vector<std::byte> copy(bytes);
+      const MutableBytes destination = absl::MakeSpan(copy);
+      return ReadPart(part, {destination}).Wait();
+    });
   }
   if (ChecksumOf({this->part(part), bytes}) == checksums_[part]) return absl::OkStatus();
   absl::Status corrupt = CorruptBytes();
@@ -154,8 +163,8 @@ absl::Status WriteLease::CheckUnclaimed(uint32_t first_part, uint32_t end_part) 
   return cache_->Change([&](BlockTable& table, Nanos, Removed*) {
     for (uint32_t part = first_part; part < end_part; ++part) {
       if (!table.Claimed(slot_, part)) continue;
-      return absl::FailedPreconditionError(
-          absl::StrCat("part ", part, " was committed, or given to CommitAfter(), before"));
+      return internal::Error(absl::StatusCode::kFailedPrecondition, "part ", part,
+                             " was committed, or given to CommitAfter(), before");
     }
     return absl::OkStatus();
   });
@@ -168,17 +177,21 @@ Transfer WriteLease::WriteAt(size_t offset, size_t bytes, uint32_t first_part, u
                 " to ", end_part, " of ", parts_);
   absl::Status status = CheckSizes("source", source, bytes);
   if (status.ok()) status = CheckUnclaimed(first_part, end_part);
-  if (!status.ok()) return Transfer::Completed({status});
-  absl::Span<uint64_t> checksums;
-  if (checksums_ != nullptr) {
-    checksums = absl::MakeSpan(checksums_ + first_part, end_part - first_part);
-    std::fill(checksums.begin(), checksums.end(), 0);  // not known until the copy has ended
-  }
-  const WriteOp op = {extent_, offset, source, space, first_part, checksums};
-  Transfer copy = cache_->backend_->Write({&op, 1}, stream);
-  if (!copy.Done())
-    internal::Keep(copy, LeasedCopies(*cache_).Pin({slot_}, LeasedCopies::Use::kWrite));
-  return copy;
+  if (!status.ok()) return Transfer::Completed(1, std::move(status));
+  return internal::WithoutThrowing(1, [&] {
+    const LeasedCopies leased(*cache_);
+    std::unique_ptr<internal::TransferHook> pins =
+        leased.Prepare({&slot_, 1}, LeasedCopies::Use::kWrite);
+    absl::Span<uint64_t> checksums;
+    if (checksums_ != nullptr) {
+      checksums = absl::MakeSpan(checksums_ + first_part, end_part - first_part);
+      std::fill(checksums.begin(), checksums.end(), 0);  // not known until the copy has ended
+    }
+    const WriteOp op = {extent_, offset, source, space, first_part, checksums};
+    Transfer copy = leased.backend().Write({&op, 1}, stream);
+    leased.Follow(copy, {&slot_, 1}, LeasedCopies::Use::kWrite, std::move(pins));
+    return copy;
+  });
 }
 
 Transfer WriteLease::Write(absl::Span<const ConstBytes> source, MemorySpace space, Stream stream) {
@@ -207,7 +220,7 @@ WriteLease& WriteLease::operator=(WriteLease&& other) noexcept {
 }
 
 absl::Status WriteLease::Ended() {
-  return absl::FailedPreconditionError("the lease has ended before");
+  return internal::Error(absl::StatusCode::kFailedPrecondition, "the lease has ended before");
 }
 
 absl::Status WriteLease::End(WriteEnd end) {
@@ -265,18 +278,22 @@ void WriteLease::SumUnclaimed() const {
     for (uint32_t part = 0; part < parts_; ++part) SumPart(part);
     return;
   }
-  absl::InlinedVector<uint32_t, 64> unclaimed;
-  cache_
-      ->Change([&](BlockTable& table, Nanos, Removed*) {
-        // Of a block that is gone, copies that CommitAfter() did not take may be under way.
-        const bool writing = table.block(slot_).state == Block::State::kWriting;
-        for (uint32_t part = 0; writing && part < parts_; ++part) {
-          if (!table.Claimed(slot_, part)) unclaimed.push_back(part);
-        }
-        return absl::OkStatus();
-      })
-      .IgnoreError();
-  for (uint32_t part : unclaimed) SumPart(part);
+  for (uint32_t first = 0; first < parts_; first += 64) {
+    std::bitset<64> unclaimed;
+    cache_
+        ->Change([&](BlockTable& table, Nanos, Removed*) {
+          // Of a block that is gone, copies that CommitAfter() did not take may be under way.
+          const bool writing = table.block(slot_).state == Block::State::kWriting;
+          for (uint32_t i = 0; writing && i < 64 && first + i < parts_; ++i) {
+            unclaimed[i] = !table.Claimed(slot_, first + i);
+          }
+          return absl::OkStatus();
+        })
+        .IgnoreError();
+    for (uint32_t i = 0; i < 64; ++i) {
+      if (unclaimed[i]) SumPart(first + i);
+    }
+  }
 }
 
 absl::Status WriteLease::CommitPart(uint32_t part) {
@@ -293,35 +310,60 @@ absl::Status WriteLease::CommitPart(uint32_t part) {
   });
 }
 
-absl::Status WriteLease::CommitAfter(uint32_t part, Transfer copy) {
-  if (cache_ == nullptr) return Ended();
-  awaits_copies_ = some_committed_ = true;
-  absl::Status status =
-      cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
-        absl::Status status = table.ClaimPart(slot_, part, now, removed);
-        if (status.ok()) table.AwaitCopy(slot_);
-        return status;
-      });
-  if (!status.ok()) return status;
-  // A part that a Write() of this lease copies has its checksum when the copy has ended.
-  std::function<void()> sum = [] {};
-  if (checksums_ != nullptr && cache_->host_addressable()) {
-    sum = [checksum = &checksums_[part], bytes = ConstBytes(this->part(part), bytes_ / parts_)] {
-      if (*checksum == 0) *checksum = ChecksumOf(bytes);
-    };
+// Commits a part when its copy has ended.
+class WriteLease::CommitHook final : public internal::TransferHook {
+ public:
+  // A part that a Write() of this lease copies has its checksum when the copy has ended; of one
+  // that is written in place the bytes are summed then.
+  CommitHook(const WriteLease& lease, uint32_t part)
+      : TransferHook(Hears::kWhole),
+        cache_(*lease.cache_),
+        pins_(LeasedCopies(cache_), {&lease.slot_, 1}),
+        slot_(lease.slot_),
+        part_(part) {
+    if (part >= lease.parts_ || lease.checksums_ == nullptr || !cache_.host_addressable()) return;
+    checksum_ = &lease.checksums_[part];
+    bytes_ = {lease.part(part), lease.bytes_ / lease.parts_};
   }
-  internal::OnDone(copy, [pin = LeasedCopies(*cache_).Pin({slot_}), cache = cache_, slot = slot_,
-                          part, sum = std::move(sum)](const absl::Status& copied) mutable {
-    if (copied.ok()) sum();
-    cache
-        ->Change([&](BlockTable& table, Nanos now, Removed* removed) {
-          table.FinishCopy(slot, part, copied.ok(), now, removed);
+
+  void Begin() { pins_.Begin(); }
+
+  void Done(const absl::Status& copied) override {
+    if (copied.ok() && checksum_ != nullptr && *checksum_ == 0) *checksum_ = ChecksumOf(bytes_);
+    cache_
+        .Change([&](BlockTable& table, Nanos now, Removed* removed) {
+          table.FinishCopy(slot_, part_, copied.ok(), now, removed);
           return absl::OkStatus();
         })
         .IgnoreError();
-    pin.reset();
+    pins_.End();
+  }
+
+ private:
+  Cache& cache_;
+  LeasedCopies::Pins pins_;
+  const Slot slot_;
+  const uint32_t part_;
+  uint64_t* checksum_ = nullptr;  // to be computed if it is not known
+  ConstBytes bytes_;
+};
+
+absl::Status WriteLease::CommitAfter(uint32_t part, Transfer copy) {
+  if (cache_ == nullptr) return Ended();
+  return internal::WithoutThrowing([&]() -> absl::Status {
+    auto commit = std::make_unique<CommitHook>(*this, part);
+    awaits_copies_ = some_committed_ = true;
+    absl::Status status =
+        cache_->Change([this, part](BlockTable& table, Nanos now, Removed* removed) {
+          absl::Status status = table.ClaimPart(slot_, part, now, removed);
+          if (status.ok()) table.AwaitCopy(slot_);
+          return status;
+        });
+    if (!status.ok()) return status;
+    commit->Begin();
+    internal::Attach(copy, std::move(commit));
+    return absl::OkStatus();
   });
-  return absl::OkStatus();
 }
 
 }  // namespace kvcache

@@ -67,7 +67,8 @@ class ReadLease {
 
   // Compares the block, or one part, with its checksums: for code that reads in place. Errors:
   // kDataLoss when the bytes are not those that were written (the block is dropped, see Read());
-  // kFailedPrecondition when the cache keeps no checksums. A part that was written in place in
+  // kFailedPrecondition when the cache keeps no checksums; kResourceExhausted when there is no
+  // memory to copy it to. A part that was written in place in
   // memory that this processor cannot read has none, and passes. REQUIRES: holds(); part < parts().
   absl::Status Verify() const;
   absl::Status VerifyPart(uint32_t part) const;
@@ -165,6 +166,7 @@ class WriteLease {
     return checksums_[part] == other.checksums_[part];
   }
   enum class WriteEnd { kCommit, kSuspend, kAbort };
+  class CommitHook;
 
   static absl::Status Ended();  // what becomes of commits after the end
   absl::Status End(WriteEnd end);

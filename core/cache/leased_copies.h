@@ -6,12 +6,14 @@
 #include <cstdint>
 #include <memory>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kvcache/core/cache/lease.h"
 #include "kvcache/core/policy/slot.h"
 #include "kvcache/core/storage/extent.h"
 #include "kvcache/core/storage/storage_backend.h"
+#include "kvcache/core/storage/transfer.h"
 #include "kvcache/core/table/block_options.h"
 
 namespace kvcache {
@@ -49,11 +51,40 @@ class LeasedCopies {
   // if it is suspended, it becomes partial only then.
   enum class Use { kRead, kWrite };
 
-  // Pins blocks, which are pinned already, for as long as the result lives: give it to
-  // internal::Keep(). One object for all, and one hold of the lock for each 256 blocks. The cache's
-  // end and Cache::Drain() wait for it; without any slots that is all it does, for copies whose
-  // leases live until they have ended.
-  std::shared_ptr<void> Pin(absl::Span<const Slot> slots, Use use = Use::kRead) const;
+  class PinHook;
+
+  // More pins on blocks that are pinned, from Begin() to End(): one hold of the lock for each 256
+  // blocks. Made before the copies start, since only that allocates: then nothing can fail once
+  // they are under way. The cache's end and Cache::Drain() wait for it; without any slots that is
+  // all it does, for copies whose leases live until they have ended. A kNoSlot among them counts
+  // for nothing.
+  class Pins {
+   public:
+    // Throws std::bad_alloc.
+    explicit Pins(const LeasedCopies& leased, absl::Span<const Slot> slots = {},
+                  Use use = Use::kRead);
+    ~Pins() { End(); }
+    Pins(const Pins&) = delete;
+    Pins& operator=(const Pins&) = delete;
+
+    void Begin();
+    void End();
+
+   private:
+    friend class LeasedCopies::PinHook;
+    Cache& cache_;
+    const absl::InlinedVector<Slot, 1> slots_;
+    const Use use_;
+    bool begun_ = false;
+  };
+
+  // What copies of pinned blocks need, before they are started: op i is of slots[i % slots.size()].
+  // nullptr where those of the backend end in the call. Throws std::bad_alloc.
+  std::unique_ptr<TransferHook> Prepare(absl::Span<const Slot> slots, Use use) const;
+  // They were started: pins the blocks until they have ended, and drops those whose medium was
+  // found to be at fault by a read. `slots` and `use` as before.
+  void Follow(const Transfer& copies, absl::Span<const Slot> slots, Use use,
+              std::unique_ptr<TransferHook> prepared) const;
 
   // Holds a registered namespace for as long as the result lives, which calls Cache::Unregister().
   // The cache may end before; then it is empty, and what is left of it lives as long.
@@ -65,11 +96,10 @@ class LeasedCopies {
   // Counts bytes that are copied out of a pinned block, or of others of its namespace.
   void CountRead(Slot slot, size_t bytes) const;
 
-  // Until nothing that Pin() returned is left.
+  // Until all Pins have ended.
   void Wait() const;
 
  private:
-  class Pins;
   class Holder;
 
   Cache& cache_;

@@ -1,11 +1,12 @@
 #include "kvcache/core/pages/page_copier.h"
 
 #include <memory>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
+#include "kvcache/core/base/no_memory.h"
 
 namespace kvcache {
 namespace {
@@ -19,16 +20,16 @@ absl::Status ValidatePaged(const char* side, const PagedKv& kv,
                            absl::Span<const int32_t> page_table, const Op& op, uint32_t skip_tokens,
                            const Extent& extent) {
   if (op.part >= kv.layout.layers) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(side, ": part ", op.part, " of ", kv.layout.layers, " layers"));
+    return internal::Error(absl::StatusCode::kInvalidArgument, side, ": part ", op.part, " of ",
+                           kv.layout.layers, " layers");
   }
   TokenRange copied = op.tokens;
   if (skip_tokens > 0) {
     if (skip_tokens >= copied.count ||
         __builtin_add_overflow(copied.first, skip_tokens, &copied.first)) {
-      return absl::InvalidArgumentError(absl::StrCat(side, ": skip_tokens ", skip_tokens, " of ",
-                                                     op.tokens.count, " tokens from ",
-                                                     op.tokens.first, " on"));
+      return internal::Error(absl::StatusCode::kInvalidArgument, side, ": skip_tokens ",
+                             skip_tokens, " of ", op.tokens.count, " tokens from ", op.tokens.first,
+                             " on");
     }
     copied.count -= skip_tokens;
   }
@@ -36,9 +37,9 @@ absl::Status ValidatePaged(const char* side, const PagedKv& kv,
   const absl::StatusOr<size_t> bytes = kv.layout.PartBytes(op.tokens.count);
   if (!bytes.ok()) return bytes.status();
   if (op.offset <= extent.size && *bytes <= extent.size - op.offset) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(side, ": a part of ", *bytes, " bytes at offset ",
-                                                 op.offset, " of an extent of ", extent.size,
-                                                 " bytes"));
+  return internal::Error(absl::StatusCode::kInvalidArgument, side, ": a part of ", *bytes,
+                         " bytes at offset ", op.offset, " of an extent of ", extent.size,
+                         " bytes");
 }
 
 // What a call was asked for, for copies that end later.
@@ -68,7 +69,7 @@ absl::Status CopyInPlace(const PagedKv& kv, absl::Span<const int32_t> page_table
   ScatterPart(kv, page_table, op.part, op.tokens, part, op.checksum == 0 ? nullptr : &sum,
               op.skip_tokens);
   if (sum == op.checksum) return absl::OkStatus();
-  return absl::DataLossError("the bytes are not those that were written");
+  return internal::Error(absl::StatusCode::kDataLoss, "the bytes are not those that were written");
 }
 
 const Extent& ExtentOf(const PagedWriteOp& op) { return op.destination; }
@@ -112,6 +113,30 @@ void Finish(const Call<PagedReadOp>& call, const PagedReadOp& op, MutableBytes p
   ScatterPart(call.kv, call.page_table, op.part, op.tokens, part.data(), nullptr, op.skip_tokens);
 }
 
+// Finishes the ops of a group and ends them.
+template <typename Op>
+class GroupHook final : public internal::TransferHook {
+ public:
+  GroupHook(std::shared_ptr<const Call<Op>> call, const TransferSource& source)
+      : call_(std::move(call)), source_(source) {}
+  Group& group() { return group_; }
+
+  void OpEnded(size_t i, const absl::Status& copied) override {
+    const size_t op = group_.ops[i];
+    if (copied.ok()) Finish(*call_, call_->ops[op], group_.parts[i]);
+    source_->Complete(op, copied);
+  }
+  void AllEnded() override {
+    group_.buffer = nullptr;
+    source_.reset();
+  }
+
+ private:
+  const std::shared_ptr<const Call<Op>> call_;
+  std::optional<TransferSource> source_;
+  Group group_;
+};
+
 // The ops whose result is OK so far.
 template <typename Op>
 Transfer CopyThroughBuffers(StorageBackend& backend, std::shared_ptr<const Call<Op>> call,
@@ -123,37 +148,38 @@ Transfer CopyThroughBuffers(StorageBackend& backend, std::shared_ptr<const Call<
   const TransferSource source(parts, {.order = nullptr, .cancel = [started] {
                                         for (const Transfer& copies : *started) copies.Cancel();
                                       }});
-  for (size_t i = 0; i < ops.size();) {
-    const auto group = std::make_shared<Group>();
+  // Starts a group of ops from `first` on; returns the op behind it.
+  const auto start_group = [&](size_t first) -> absl::StatusOr<size_t> {
+    auto hook = std::make_unique<GroupHook<Op>>(call, source);
+    Group& group = hook->group();
     size_t bytes = 0;
-    for (; i < ops.size(); ++i) {
-      if (!results[i].ok()) {
-        source.Complete(i, results[i]);
-        continue;
-      }
-      const size_t part_bytes = *call->kv.layout.PartBytes(ops[i].tokens.count);
+    size_t end = first;
+    for (; end < ops.size() && results[end].ok(); ++end) {
+      const size_t part_bytes = *call->kv.layout.PartBytes(ops[end].tokens.count);
       if (bytes > 0 && bytes + part_bytes > kGroupBytes) break;
-      group->ops.push_back(i);
-      group->parts.push_back({nullptr, part_bytes});
+      group.ops.push_back(end);
+      group.parts.push_back({nullptr, part_bytes});
       bytes += part_bytes;
     }
-    if (group->ops.empty()) break;
     if (started->size() >= kMostGroups) {
       (*started)[started->size() - kMostGroups].Wait().IgnoreError();
     }
-    group->buffer = std::make_unique_for_overwrite<std::byte[]>(bytes);
-    std::byte* at = group->buffer.get();
-    for (MutableBytes& part : group->parts) {
+    group.buffer = std::make_unique_for_overwrite<std::byte[]>(bytes);
+    std::byte* at = group.buffer.get();
+    for (MutableBytes& part : group.parts) {
       part = {at, part.size()};
       at += part.size();
     }
-    started->push_back(Start(backend, *call, *group, stream));
-    internal::OnOpDone(started->back(),
-                       [call, group, source](size_t i, const absl::Status& copied) {
-                         const size_t op = group->ops[i];
-                         if (copied.ok()) Finish(*call, call->ops[op], group->parts[i]);
-                         source.Complete(op, copied);
-                       });
+    started->emplace_back();
+    started->back() = Start(backend, *call, group, stream);
+    internal::Attach(started->back(), std::move(hook));
+    return end;
+  };
+  for (size_t i = 0; i < ops.size();) {
+    const absl::StatusOr<size_t> end =
+        results[i].ok() ? internal::WithoutThrowing([&] { return start_group(i); }) : results[i];
+    if (!end.ok()) source.Complete(i, end.status());
+    i = end.ok() ? *end : i + 1;
   }
   return source.transfer();
 }
@@ -166,15 +192,15 @@ Transfer CopyHostPages(StorageBackend& backend, const PagedKv& kv,
   const bool in_place = traits.addressable && traits.memory_space.kind != MemoryKind::kDevice;
   absl::Status valid = kv.Validate();
   if (valid.ok() && kv.space.kind == MemoryKind::kDevice) {
-    valid = absl::InvalidArgumentError(
-        absl::StrCat(traits.name, " does not reach pages on device ", kv.space.device));
+    valid = internal::Error(absl::StatusCode::kInvalidArgument, traits.name,
+                            " does not reach pages on device ", kv.space.device);
   }
   if (valid.ok() && !stream.is_none() && in_place) {
-    valid = absl::InvalidArgumentError(
-        absl::StrCat(traits.name, " cannot order a copy between host memory behind a stream"));
+    valid = internal::Error(absl::StatusCode::kInvalidArgument, traits.name,
+                            " cannot order a copy between host memory behind a stream");
   }
-  std::vector<absl::Status> results(ops.size(), valid);
-  if (!valid.ok()) return Transfer::Completed(std::move(results));
+  if (!valid.ok()) return Transfer::Completed(ops.size(), std::move(valid));
+  std::vector<absl::Status> results(ops.size());
   for (size_t i = 0; i < ops.size(); ++i) results[i] = ValidateOp(kv, page_table, ops[i]);
   if (traits.stores_bytes && !in_place) {
     return CopyThroughBuffers(
@@ -189,8 +215,8 @@ Transfer CopyHostPages(StorageBackend& backend, const PagedKv& kv,
       results[i] =
           CopyInPlace(kv, page_table, ops[i], backend.Address(ExtentOf(ops[i])) + ops[i].offset);
     } else if (std::is_same_v<Op, PagedReadOp>) {
-      results[i] = absl::FailedPreconditionError(
-          absl::StrCat(traits.name, " stores no bytes that could be read"));
+      results[i] = internal::Error(absl::StatusCode::kFailedPrecondition, traits.name,
+                                   " stores no bytes that could be read");
     }
   }
   return Transfer::Completed(std::move(results));
@@ -226,13 +252,15 @@ Transfer ReadPages(StorageBackend& backend, const PagedKv& kv, absl::Span<const 
 Transfer WriteHostPages(StorageBackend& backend, const PagedKv& kv,
                         absl::Span<const int32_t> page_table, absl::Span<const PagedWriteOp> ops,
                         Stream stream) {
-  return CopyHostPages(backend, kv, page_table, ops, stream);
+  return internal::WithoutThrowing(
+      ops.size(), [&] { return CopyHostPages(backend, kv, page_table, ops, stream); });
 }
 
 Transfer ReadHostPages(StorageBackend& backend, const PagedKv& kv,
                        absl::Span<const int32_t> page_table, absl::Span<const PagedReadOp> ops,
                        Stream stream) {
-  return CopyHostPages(backend, kv, page_table, ops, stream);
+  return internal::WithoutThrowing(
+      ops.size(), [&] { return CopyHostPages(backend, kv, page_table, ops, stream); });
 }
 
 }  // namespace kvcache

@@ -3,13 +3,16 @@
 #include <algorithm>
 #include <limits>
 #include <memory>
+#include <optional>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/container/flat_hash_map.h"
+#include "absl/hash/hash.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/base/mutex.h"
+#include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/cache/cache_types.h"
 #include "kvcache/core/cache/leased_copies.h"
 #include "kvcache/core/pages/page_copier.h"
@@ -35,14 +38,16 @@ struct PagedCache::Writers {
 
   Mutex reserving;  // before mu: from the reservation of blocks until they are in `writing`
   Mutex mu;
-  absl::flat_hash_map<BlockKey, std::shared_ptr<Writing>> writing ABSL_GUARDED_BY(mu);
+  // Not a flat_hash_map: one that could not grow is broken for good.
+  std::unordered_map<BlockKey, std::shared_ptr<Writing>, absl::Hash<BlockKey>> writing
+      ABSL_GUARDED_BY(mu);
 
   // Those of a cache, which all PagedCaches over it share.
   static std::shared_ptr<Writers> Of(const Cache* cache) {
     static Mutex& all_mu = *new Mutex;
-    static auto& all = *new absl::flat_hash_map<const Cache*, std::weak_ptr<Writers>>;
+    static auto& all = *new std::unordered_map<const Cache*, std::weak_ptr<Writers>>;
     MutexLock lock(all_mu);
-    absl::erase_if(all, [](const auto& entry) { return entry.second.expired(); });
+    std::erase_if(all, [](const auto& entry) { return entry.second.expired(); });
     std::weak_ptr<Writers>& known = all[cache];
     std::shared_ptr<Writers> writers = known.lock();
     if (writers == nullptr) known = writers = std::make_shared<Writers>();
@@ -79,11 +84,14 @@ struct PagedCache::Writers {
 
 // A block that is being copied out of pages.
 struct PagedCache::Write {
+  Write(WriteLease lease, const TokenRange& tokens, const BlockKey& key)
+      : lease(std::move(lease)), tokens(tokens), key(key) {}
+
   WriteLease lease;
   TokenRange tokens;
   BlockKey key;
-  std::shared_ptr<Writers::Writing> writing;
-  uint32_t copies = 0;  // that have not ended
+  std::shared_ptr<Writers::Writing> writing;  // nullptr: nobody can wait for it
+  uint32_t copies = 0;                        // that have not ended
   absl::Status failed = absl::OkStatus();
 
   // `committed` is what the commit of the lease has said, which may have ended already.
@@ -91,24 +99,78 @@ struct PagedCache::Write {
     // To the caller, an erased block, or one that lost its parent, is no failure of the copy.
     if (!failed.ok()) {
       lease.Abort();
-      committed = absl::AbortedError(absl::StrCat("another Save() failed: ", failed.message()));
+      committed =
+          internal::Error(absl::StatusCode::kAborted, "another Save() failed: ", failed.message());
     }
-    writers.End(key, writing.get(), std::move(committed));
+    if (writing != nullptr) writers.End(key, writing.get(), std::move(committed));
   }
 };
 
+// What a Save() does when its copies have ended. Made before they are started.
+class PagedCache::SaveHook final : public internal::TransferHook {
+ public:
+  SaveHook(Cache& cache, std::shared_ptr<Writers> writers)
+      : in_flight_{LeasedCopies(cache)}, writers_(std::move(writers)) {}
+
+  // Copies may go on after the call.
+  void Begin() { in_flight_.Begin(); }
+
+  void OpEnded(size_t op, const absl::Status& status) override {
+    Write& write = writes[write_of_op[op]];
+    {
+      MutexLock lock(mu_);
+      write.failed.Update(status);
+      if (--write.copies > 0) return;
+    }
+    write.End(*writers_, write.failed.ok() ? write.lease.Commit() : absl::OkStatus());
+  }
+  void AllEnded() override {
+    writes.clear();
+    in_flight_.End();
+  }
+
+  std::vector<Write> writes;
+  std::vector<uint32_t> write_of_op;
+
+ private:
+  LeasedCopies::Pins in_flight_;
+  const std::shared_ptr<Writers> writers_;
+  Mutex mu_;  // of what is left to be copied of each write
+};
+
+// Ends ops of another transfer, from `first_op` on, as those of its own end.
+class PagedCache::PassOnHook final : public internal::TransferHook {
+ public:
+  PassOnHook(const TransferSource& to, size_t first_op) : to_(to), first_op_(first_op) {}
+  void OpEnded(size_t op, const absl::Status& status) override {
+    // Copied as a whole: both transfers may go at the same time, on two threads, and what they
+    // would share is counted by code that the thread sanitizer does not see.
+    to_->Complete(first_op_ + op, internal::Error(status.code(), status.message()));
+  }
+  void AllEnded() override { to_.reset(); }
+
+ private:
+  std::optional<TransferSource> to_;
+  const size_t first_op_;
+};
+
 PagedCache::PagedCache(Cache* cache, const PagedKv& pages, const PagedCacheOptions& options,
-                       NamespaceId ns, const BlockKey& root)
+                       NamespaceId ns, const BlockKey& root, std::shared_ptr<void> held)
     : cache_(*cache),
       pages_(pages),
       options_(options),
       ns_(ns),
       root_(root),
-      held_(LeasedCopies(*cache).Hold(ns)),
+      held_(std::move(held)),
       writers_(Writers::Of(cache)) {}
 
 absl::StatusOr<std::unique_ptr<PagedCache>> PagedCache::Create(Cache* cache, const PagedKv& pages,
                                                                const PagedCacheOptions& options) {
+  return internal::WithoutThrowing([&] { return CreateOrThrow(cache, pages, options); });
+}
+
+absl::StatusOr<std::unique_ptr<PagedCache>> PagedCache::CreateOrThrow(
+    Cache* cache, const PagedKv& pages, const PagedCacheOptions& options) {
   if (cache == nullptr) return absl::InvalidArgumentError("cache: null");
   if (absl::Status status = pages.Validate(); !status.ok()) return status;
   if (options.tokens_per_block == 0) return absl::InvalidArgumentError("tokens_per_block: 0");
@@ -131,11 +193,18 @@ absl::StatusOr<std::unique_ptr<PagedCache>> PagedCache::Create(Cache* cache, con
   if (!root.ok()) return root.status();
   const absl::StatusOr<NamespaceId> ns = cache->Register(options.ns);
   if (!ns.ok()) return ns.status();
-  return std::unique_ptr<PagedCache>(new PagedCache(cache, pages, options, *ns, *root));
+  std::shared_ptr<void> held = LeasedCopies(*cache).Hold(*ns);
+  return std::unique_ptr<PagedCache>(
+      new PagedCache(cache, pages, options, *ns, *root, std::move(held)));
 }
 
 absl::Status PagedCache::Prompt::Append(absl::Span<const int32_t> tokens,
                                         absl::Span<const PromptItem> items) {
+  return internal::WithoutThrowing([&] { return AppendOrThrow(tokens, items); });
+}
+
+absl::Status PagedCache::Prompt::AppendOrThrow(absl::Span<const int32_t> tokens,
+                                               absl::Span<const PromptItem> items) {
   constexpr uint32_t kMostTokens = std::numeric_limits<uint32_t>::max();
   if (tokens.empty() || tokens.size() > kMostTokens - tokens_) {
     return absl::InvalidArgumentError(absl::StrCat("tokens: ", tokens.size(), " behind ", tokens_,
@@ -155,38 +224,54 @@ absl::Status PagedCache::Prompt::Append(absl::Span<const int32_t> tokens,
 
   std::vector<int32_t> joined;
   if (!tail_.empty()) {
-    joined = std::move(tail_);
+    joined.reserve(tail_.size() + tokens.size());
+    joined.assign(tail_.begin(), tail_.end());
     joined.insert(joined.end(), tokens.begin(), tokens.end());
   }
   absl::Span<const int32_t> rest = joined.empty() ? tokens : absl::MakeConstSpan(joined);
   const PagedCacheOptions& options = owner_->options_;
-  keys_.resize(whole_blocks_);  // without the short one
-  BlockKey parent = keys_.empty() ? root_ : keys_.back();
+  std::vector<BlockKey> added;  // behind the whole blocks
+  size_t whole_blocks = whole_blocks_;
+  BlockKey parent = whole_blocks == 0 ? root_ : keys_[whole_blocks - 1];
   while (!rest.empty()) {
     const absl::Span<const int32_t> block = rest.subspan(0, options.tokens_per_block);
     const bool whole = block.size() == options.tokens_per_block;
     if (!whole && !options.short_last_block) break;
-    const auto first = static_cast<uint32_t>(whole_blocks_ * options.tokens_per_block);
+    const auto first = static_cast<uint32_t>(whole_blocks * options.tokens_per_block);
     parent = *TokenBlockKey(parent, block,
                             BlockExtra(all_items, first, static_cast<uint32_t>(block.size())));
-    keys_.push_back(parent);
+    added.push_back(parent);
     if (!whole) break;
-    ++whole_blocks_;
+    ++whole_blocks;
     rest.remove_prefix(block.size());
   }
-  tokens_ += static_cast<uint32_t>(tokens.size());
-  tail_.assign(rest.begin(), rest.end());
+  std::vector<int32_t> tail(rest.begin(), rest.end());
+  const auto all_tokens = static_cast<uint32_t>(tokens_ + tokens.size());
   std::vector<Item> behind;
   for (const PromptItem& item : all_items) {
-    if (item.first_token < tokens_ - tail_.size()) continue;
+    if (item.first_token < all_tokens - tail.size()) continue;
     behind.push_back({item.first_token, item.tokens, std::string(item.digest)});
   }
+  if (const size_t keys = whole_blocks_ + added.size(); keys > keys_.capacity()) {
+    keys_.reserve(std::max(keys, 2 * keys_.capacity()));
+  }
+  // Nothing throws from here on.
+  keys_.resize(whole_blocks_);
+  keys_.insert(keys_.end(), added.begin(), added.end());
+  whole_blocks_ = whole_blocks;
+  tokens_ = all_tokens;
+  tail_ = std::move(tail);
   items_ = std::move(behind);
   return absl::OkStatus();
 }
 
 absl::StatusOr<PagedCache::Prompt> PagedCache::Hash(absl::Span<const int32_t> tokens,
                                                     const PromptOptions& options) const {
+  return internal::WithoutThrowing([&] { return HashOrThrow(tokens, options); });
+}
+
+absl::StatusOr<PagedCache::Prompt> PagedCache::HashOrThrow(absl::Span<const int32_t> tokens,
+                                                           const PromptOptions& options) const {
   Prompt prompt(*this, ns_, root_);
   if (options.adapter.has_value() || options.tenant.has_value()) {
     Namespace ns = options_.ns;
@@ -205,7 +290,8 @@ absl::StatusOr<PagedCache::Prompt> PagedCache::Hash(absl::Span<const int32_t> to
 
 absl::Status PagedCache::CheckOwner(const Prompt& prompt) const {
   if (prompt.owner_ == this) return absl::OkStatus();
-  return absl::InvalidArgumentError("prompt: another PagedCache has hashed it");
+  return internal::Error(absl::StatusCode::kInvalidArgument,
+                         "prompt: another PagedCache has hashed it");
 }
 
 TokenRange PagedCache::TokensOf(size_t block, size_t tokens) const {
@@ -225,6 +311,23 @@ absl::StatusOr<PagedCache::Saved> PagedCache::Save(absl::Span<const int32_t> tok
 absl::StatusOr<PagedCache::Saved> PagedCache::Save(const Prompt& prompt,
                                                    absl::Span<const int32_t> page_table,
                                                    Stream stream, const PagedSaveOptions& options) {
+  std::vector<Write> writes;
+  absl::StatusOr<Saved> saved = internal::WithoutThrowing(
+      [&] { return SaveOrThrow(prompt, page_table, stream, options, &writes); });
+  // Those of which no copy was started, so that nobody waits for them.
+  for (Write& write : writes) {
+    write.failed.Update(saved.status());
+    write.End(*writers_, absl::OkStatus());
+  }
+  return saved;
+}
+
+absl::StatusOr<PagedCache::Saved> PagedCache::SaveOrThrow(const Prompt& prompt,
+                                                          absl::Span<const int32_t> page_table,
+                                                          Stream stream,
+                                                          const PagedSaveOptions& options,
+                                                          std::vector<Write>* reserved_writes) {
+  std::vector<Write>& writes = *reserved_writes;
   if (absl::Status status = CheckOwner(prompt); !status.ok()) return status;
   absl::Status in_pages = ValidateTokens(pages_, page_table, {0, prompt.tokens()});
   if (!in_pages.ok()) return in_pages;
@@ -241,7 +344,6 @@ absl::StatusOr<PagedCache::Saved> PagedCache::Save(const Prompt& prompt,
   put.priority = options.priority;
   put.keep_priority_for = options.keep_priority_for;
   Saved saved;
-  std::vector<Write> writes;
   std::vector<Transfer> left;  // to other writers
   size_t asked_again = keys.size();
   for (size_t block = 0; block < keys.size() && saved.stopped.ok();) {
@@ -249,6 +351,10 @@ absl::StatusOr<PagedCache::Saved> PagedCache::Save(const Prompt& prompt,
     put.recompute_cost = options.recompute_cost_per_token * TokensOf(block, prompt.tokens()).count;
     const size_t some = std::min(keys.size() - block, kBlocksPerStep);
     std::vector<absl::StatusOr<WriteLease>> leases(some);
+    // What is reserved is not lost by what throws.
+    for (const size_t needed = writes.size() + some; writes.capacity() < needed;) {
+      writes.reserve(std::max(needed, 2 * writes.capacity()));
+    }
     // Nobody finds a block that is being written by another Save() and not in `writers_` yet.
     MutexLock reserving(writers_->reserving);
     const size_t reserved = cache_.ReserveMany(
@@ -260,7 +366,8 @@ absl::StatusOr<PagedCache::Saved> PagedCache::Save(const Prompt& prompt,
       const TokenRange range = TokensOf(block, prompt.tokens());
       if (lease.ok()) {
         saved.copied_tokens += range.count;
-        writes.push_back({*std::move(lease), range, key, writers_->Begin(key)});
+        Write& write = writes.emplace_back(*std::move(lease), range, key);
+        write.writing = writers_->Begin(key);
       } else if (absl::IsUnavailable(lease.status())) {
         std::optional<Transfer> others = writers_->Wait(key, pages_.layout.layers - 1);
         if (!others.has_value()) {
@@ -279,13 +386,77 @@ absl::StatusOr<PagedCache::Saved> PagedCache::Save(const Prompt& prompt,
       saved.tokens += range.count;
     }
   }
-  saved.copies = Copy(std::move(writes), std::move(left), page_table, stream);
+  saved.copies = Copy(&writes, left, page_table, stream);
   return saved;
 }
 
-void PagedCache::CommitAll(absl::Span<Write> writes) {
-  std::vector<WriteLease> leases(writes.size());
-  std::vector<absl::Status> results(writes.size());
+Transfer PagedCache::Copy(std::vector<Write>* writes, absl::Span<const Transfer> left,
+                          absl::Span<const int32_t> page_table, Stream stream) {
+  if (writes->empty() && left.empty()) return {};
+  std::vector<PagedWriteOp> ops;
+  ops.reserve(writes->size() * pages_.layout.layers);
+  auto hook = std::make_unique<SaveHook>(cache_, writers_);
+  hook->write_of_op.reserve(ops.capacity());
+  for (uint32_t layer = 0; layer < pages_.layout.layers; ++layer) {
+    for (uint32_t i = 0; i < writes->size(); ++i) {
+      Write& write = (*writes)[i];
+      // Somebody may have written a part of the block, layer by layer.
+      if (write.lease.committed(layer)) continue;
+      const size_t part_bytes = write.lease.size() / write.lease.parts();
+      ops.push_back({LeasedCopies::ExtentOf(write.lease), layer * part_bytes, layer, write.tokens,
+                     LeasedCopies::NewChecksumOf(write.lease, layer)});
+      hook->write_of_op.push_back(i);
+      ++write.copies;
+    }
+  }
+  // For a commit of all at once.
+  std::vector<WriteLease> leases(writes->size());
+  std::vector<absl::Status> results(writes->size());
+  // For what others copy, too.
+  const auto own = std::make_shared<Transfer>();
+  std::optional<TransferSource> all;
+  std::vector<std::unique_ptr<PassOnHook>> pass_on;
+  if (!left.empty()) {
+    std::vector<uint32_t> parts;
+    parts.reserve(ops.size() + left.size());
+    for (const PagedWriteOp& op : ops) parts.push_back(op.part);
+    parts.resize(ops.size() + left.size(), pages_.layout.layers - 1);
+    all.emplace(parts, TransferSource::Hooks{
+                           .order =
+                               [own](Stream on, int64_t part) {
+                                 return part < 0 ? own->WaitOn(on)
+                                                 : own->WaitPartOn(on, static_cast<uint32_t>(part));
+                               },
+                           .cancel = [own] { own->Cancel(); }});
+    for (size_t i = 0; i <= left.size(); ++i) {
+      pass_on.push_back(std::make_unique<PassOnHook>(*all, i == 0 ? 0 : ops.size() + i - 1));
+    }
+  }
+
+  hook->writes = std::move(*writes);
+  writes->clear();
+  if (!ops.empty()) {
+    *own = WritePages(LeasedCopies(cache_).backend(), pages_, page_table, ops, stream);
+  }
+  if (own->Done()) {
+    CommitAll(*own, hook->write_of_op, absl::MakeSpan(hook->writes), absl::MakeSpan(leases),
+              absl::MakeSpan(results));
+  } else {
+    hook->Begin();
+    internal::Attach(*own, std::move(hook));
+  }
+  if (left.empty()) return std::move(*own);
+  internal::Attach(*own, std::move(pass_on[0]));
+  for (size_t i = 0; i < left.size(); ++i) internal::Attach(left[i], std::move(pass_on[i + 1]));
+  return all->transfer();
+}
+
+void PagedCache::CommitAll(const Transfer& copies, absl::Span<const uint32_t> write_of_op,
+                           absl::Span<Write> writes, absl::Span<WriteLease> leases,
+                           absl::Span<absl::Status> results) {
+  for (size_t op = 0; op < write_of_op.size(); ++op) {
+    writes[write_of_op[op]].failed.Update(copies.result(op));
+  }
   for (size_t i = 0; i < writes.size(); ++i) {
     if (writes[i].failed.ok()) {
       leases[i] = std::move(writes[i].lease);
@@ -293,81 +464,8 @@ void PagedCache::CommitAll(absl::Span<Write> writes) {
       writes[i].lease.Abort();  // before those behind it are committed
     }
   }
-  cache_.CommitMany(absl::MakeSpan(leases), absl::MakeSpan(results));
+  cache_.CommitMany(leases, results);
   for (size_t i = 0; i < writes.size(); ++i) writes[i].End(*writers_, std::move(results[i]));
-}
-
-Transfer PagedCache::Copy(std::vector<Write> writes, std::vector<Transfer> left,
-                          absl::Span<const int32_t> page_table, Stream stream) {
-  if (writes.empty() && left.empty()) return {};
-  std::vector<PagedWriteOp> ops;
-  ops.reserve(writes.size() * pages_.layout.layers);
-  std::vector<uint32_t> write_of_op;
-  write_of_op.reserve(ops.capacity());
-  for (uint32_t layer = 0; layer < pages_.layout.layers; ++layer) {
-    for (uint32_t i = 0; i < writes.size(); ++i) {
-      Write& write = writes[i];
-      // Somebody may have written a part of the block, layer by layer.
-      if (write.lease.committed(layer)) continue;
-      const size_t part_bytes = write.lease.size() / write.lease.parts();
-      ops.push_back({LeasedCopies::ExtentOf(write.lease), layer * part_bytes, layer, write.tokens,
-                     LeasedCopies::NewChecksumOf(write.lease, layer)});
-      write_of_op.push_back(i);
-      ++write.copies;
-    }
-  }
-  const auto shared = std::make_shared<std::vector<Write>>(std::move(writes));
-  const LeasedCopies leased(cache_);
-  Transfer copies;
-  if (!ops.empty()) copies = WritePages(leased.backend(), pages_, page_table, ops, stream);
-  if (!copies.Done()) internal::Keep(copies, leased.Pin({}));
-  if (copies.Done()) {
-    for (size_t op = 0; op < ops.size(); ++op) {
-      (*shared)[write_of_op[op]].failed.Update(copies.result(op));
-    }
-    CommitAll(absl::MakeSpan(*shared));
-  } else {
-    const auto mu = std::make_shared<Mutex>();
-    internal::OnOpDone(
-        copies, [shared, mu, writers = writers_, write_of_op = std::move(write_of_op)](
-                    size_t op, const absl::Status& status) {
-          Write& write = (*shared)[write_of_op[op]];
-          {
-            MutexLock lock(*mu);
-            write.failed.Update(status);
-            if (--write.copies > 0) return;
-          }
-          write.End(*writers, write.failed.ok() ? write.lease.Commit() : absl::OkStatus());
-        });
-  }
-  if (left.empty()) return copies;
-
-  std::vector<uint32_t> parts;
-  parts.reserve(ops.size() + left.size());
-  for (const PagedWriteOp& op : ops) parts.push_back(op.part);
-  parts.resize(ops.size() + left.size(), pages_.layout.layers - 1);
-  const auto own = std::make_shared<Transfer>(std::move(copies));
-  const TransferSource all(parts, {.order =
-                                       [own](Stream on, int64_t part) {
-                                         return part < 0 ? own->WaitOn(on)
-                                                         : own->WaitPartOn(
-                                                               on, static_cast<uint32_t>(part));
-                                       },
-                                   .cancel = [own] { own->Cancel(); }});
-  // The statuses are copied as a whole: both transfers may go at the same time, on two threads, and
-  // what they would share is counted by code that the thread sanitizer does not see.
-  const auto copy = [](const absl::Status& status) {
-    return absl::Status(status.code(), status.message());
-  };
-  internal::OnOpDone(
-      *own, [all, copy](size_t op, const absl::Status& status) { all.Complete(op, copy(status)); });
-  for (size_t i = 0; i < left.size(); ++i) {
-    internal::OnOpDone(left[i],
-                       [all, copy, op = ops.size() + i](size_t, const absl::Status& status) {
-                         all.Complete(op, copy(status));
-                       });
-  }
-  return all.transfer();
 }
 
 absl::StatusOr<uint32_t> PagedCache::Lookup(absl::Span<const int32_t> tokens) const {
@@ -394,6 +492,13 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(absl::Span<const int32_t> to
 absl::StatusOr<PagedCache::Loaded> PagedCache::Load(const Prompt& prompt,
                                                     absl::Span<const int32_t> page_table,
                                                     Stream stream, uint32_t first_token) {
+  return internal::WithoutThrowing(
+      [&] { return LoadOrThrow(prompt, page_table, stream, first_token); });
+}
+
+absl::StatusOr<PagedCache::Loaded> PagedCache::LoadOrThrow(const Prompt& prompt,
+                                                           absl::Span<const int32_t> page_table,
+                                                           Stream stream, uint32_t first_token) {
   if (absl::Status status = CheckOwner(prompt); !status.ok()) return status;
   if (first_token > prompt.tokens()) {
     return absl::InvalidArgumentError(
@@ -448,13 +553,10 @@ absl::StatusOr<PagedCache::Loaded> PagedCache::Load(const Prompt& prompt,
     }
   }
   if (!ops.empty()) {
+    std::unique_ptr<internal::TransferHook> pins = leased.Prepare(slots, LeasedCopies::Use::kRead);
     leased.CountRead(slots.front(), bytes_read);
     loaded.copies = ReadPages(leased.backend(), pages_, page_table, ops, stream);
-    if (!loaded.copies.Done()) internal::Keep(loaded.copies, leased.Pin(slots));
-    internal::OnOpDone(loaded.copies,
-                       [leased, slots = std::move(slots)](size_t op, const absl::Status& status) {
-                         leased.DropIfUnreadable(slots[op % slots.size()], status);
-                       });
+    leased.Follow(loaded.copies, slots, LeasedCopies::Use::kRead, std::move(pins));
   }
   cache_.Release(absl::MakeSpan(match.blocks));
   return loaded;

@@ -102,6 +102,8 @@ class PagedCache {
 
     Prompt(const PagedCache& owner, NamespaceId ns, const BlockKey& root)
         : owner_(&owner), ns_(ns), root_(root) {}
+    absl::Status AppendOrThrow(absl::Span<const int32_t> tokens,
+                               absl::Span<const PromptItem> items);
 
     const PagedCache* owner_;
     NamespaceId ns_;
@@ -178,17 +180,34 @@ class PagedCache {
  private:
   struct Write;
   struct Writers;
+  class SaveHook;
+  class PassOnHook;
 
   PagedCache(Cache* cache, const PagedKv& pages, const PagedCacheOptions& options, NamespaceId ns,
-             const BlockKey& root);
+             const BlockKey& root, std::shared_ptr<void> held);
 
+  // As those without OrThrow, but for lack of memory.
+  static absl::StatusOr<std::unique_ptr<PagedCache>> CreateOrThrow(
+      Cache* cache, const PagedKv& pages, const PagedCacheOptions& options);
+  absl::StatusOr<Prompt> HashOrThrow(absl::Span<const int32_t> tokens,
+                                     const PromptOptions& options) const;
+  // Leaves in `writes` what was reserved and has no copy.
+  absl::StatusOr<Saved> SaveOrThrow(const Prompt& prompt, absl::Span<const int32_t> page_table,
+                                    Stream stream, const PagedSaveOptions& options,
+                                    std::vector<Write>* writes);
+  absl::StatusOr<Loaded> LoadOrThrow(const Prompt& prompt, absl::Span<const int32_t> page_table,
+                                     Stream stream, uint32_t first_token);
   absl::Status CheckOwner(const Prompt& prompt) const;
   TokenRange TokensOf(size_t block, size_t tokens) const;
-  // Commits blocks whose copies have ended, or gives them up.
-  void CommitAll(absl::Span<Write> writes);
-  // Copies what was reserved, all in one call. `left` are one-op transfers of other writers.
-  Transfer Copy(std::vector<Write> writes, std::vector<Transfer> left,
+  // Copies what was reserved, all in one call, and takes it. `left` are one-op transfers of other
+  // writers. Throws before it has taken or started anything.
+  Transfer Copy(std::vector<Write>* writes, absl::Span<const Transfer> left,
                 absl::Span<const int32_t> page_table, Stream stream);
+  // Commits blocks whose copies have ended, or gives them up. `leases` hold nothing; one, and a
+  // result, for each write.
+  void CommitAll(const Transfer& copies, absl::Span<const uint32_t> write_of_op,
+                 absl::Span<Write> writes, absl::Span<WriteLease> leases,
+                 absl::Span<absl::Status> results);
 
   Cache& cache_;
   const PagedKv pages_;

@@ -5,6 +5,7 @@
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/base/check.h"
+#include "kvcache/core/base/no_memory.h"
 
 namespace kvcache {
 namespace {
@@ -75,6 +76,12 @@ LayerKv CachedKv::layer(uint32_t layer) const {
 
 Transfer CachedKv::CopyTo(absl::Span<const LayerDestination> destinations, MemorySpace space,
                           Stream stream) const {
+  return internal::WithoutThrowing(layers(),
+                                   [&] { return CopyOrThrow(destinations, space, stream); });
+}
+
+Transfer CachedKv::CopyOrThrow(absl::Span<const LayerDestination> destinations, MemorySpace space,
+                               Stream stream) const {
   const size_t tensor_bytes = lease_.size() / lease_.parts() / 2;
   absl::Status refused;
   if (destinations.size() != layers()) {
@@ -93,9 +100,7 @@ Transfer CachedKv::CopyTo(absl::Span<const LayerDestination> destinations, Memor
                                                         layer(i).k.ToString()));
     }
   }
-  if (!refused.ok()) {
-    return Transfer::Completed(std::vector<absl::Status>(layers(), refused));
-  }
+  if (!refused.ok()) return Transfer::Completed(layers(), std::move(refused));
   return lease_.ReadParts(parts, space, stream);
 }
 
@@ -105,19 +110,21 @@ absl::StatusOr<std::unique_ptr<PrefixCache>> PrefixCache::Create(
     const PrefixCacheOptions& options, std::unique_ptr<StorageBackend> backend,
     std::unique_ptr<EvictionPolicy> policy) {
   if (options.layers == 0 || options.layers > kMostParts) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("layers: ", options.layers, ", expected from 1 to ", kMostParts));
+    return internal::Error(absl::StatusCode::kInvalidArgument, "layers: ", options.layers,
+                           ", expected from 1 to ", kMostParts);
   }
   absl::StatusOr<std::unique_ptr<Cache>> cache =
       Cache::Create(options.cache, std::move(backend), std::move(policy));
   if (!cache.ok()) return cache.status();
-  return absl::WrapUnique(new PrefixCache(options, *std::move(cache)));
+  return internal::WithoutThrowing([&]() -> absl::StatusOr<std::unique_ptr<PrefixCache>> {
+    return absl::WrapUnique(new PrefixCache(options, *std::move(cache)));
+  });
 }
 
 absl::Status PrefixCache::CheckLayer(uint32_t layer) const {
   if (layer < options_.layers) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "layer: ", layer, ", expected less than the number of layers, ", options_.layers));
+  return internal::Error(absl::StatusCode::kInvalidArgument, "layer: ", layer,
+                         ", expected less than the number of layers, ", options_.layers);
 }
 
 absl::StatusOr<PrefixCache::Format> PrefixCache::FormatOf(const KvTensor& tensor) {
@@ -152,19 +159,26 @@ absl::Status PrefixCache::CacheKv(const Prefix& prefix, uint32_t layer, const Kv
 absl::Status PrefixCache::CacheAllLayers(const Prefix& prefix, absl::Span<const LayerKv> layers,
                                          const PrefixPutOptions& options) {
   if (layers.size() != options_.layers) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("layers: ", layers.size(), ", expected ", options_.layers));
+    return internal::Error(absl::StatusCode::kInvalidArgument, "layers: ", layers.size(),
+                           ", expected ", options_.layers);
   }
-  std::vector<Written> written;
-  written.reserve(layers.size());
-  for (const LayerKv& kv : layers) {
-    written.push_back({static_cast<uint32_t>(written.size()), kv});
-  }
-  return Put(prefix, written, options);
+  return internal::WithoutThrowing([&] {
+    std::vector<Written> written;
+    written.reserve(layers.size());
+    for (const LayerKv& kv : layers) {
+      written.push_back({static_cast<uint32_t>(written.size()), kv});
+    }
+    return Put(prefix, written, options);
+  });
 }
 
 absl::Status PrefixCache::Put(const Prefix& prefix, absl::Span<const Written> layers,
                               const PrefixPutOptions& options) {
+  return internal::WithoutThrowing([&] { return PutOrThrow(prefix, layers, options); });
+}
+
+absl::Status PrefixCache::PutOrThrow(const Prefix& prefix, absl::Span<const Written> layers,
+                                     const PrefixPutOptions& options) {
   if (const Format* fixed = format()) return PutAs(*fixed, prefix, layers, options);
   MutexLock first_put(first_put_);
   if (const Format* fixed = format()) return PutAs(*fixed, prefix, layers, options);
@@ -179,9 +193,10 @@ absl::Status PrefixCache::Put(const Prefix& prefix, absl::Span<const Written> la
     ns_ = *ns;
   }
   candidate->ns = *ns_;
-  absl::Status status = PutAs(*candidate, prefix, layers, options);
+  auto fixed = std::make_unique<const Format>(*std::move(candidate));
+  absl::Status status = PutAs(*fixed, prefix, layers, options);
   if (!status.ok()) return status;
-  fixed_ = std::make_unique<const Format>(*std::move(candidate));
+  fixed_ = std::move(fixed);
   format_.store(fixed_.get(), std::memory_order_release);
   return absl::OkStatus();
 }
@@ -228,7 +243,7 @@ absl::Status PrefixCache::PutAs(const Format& format, const Prefix& prefix,
 absl::Status PrefixCache::Write(const Format& format, const Target& target,
                                 absl::Span<const Written> layers, const PutOptions& options) {
   const bool all = layers.size() == options_.layers;
-  std::vector<bool> committed;
+  std::vector<bool> committed(options_.layers);
   ReadLease old = cache_->PinForReplacement(target.key, &committed);
   if (old.holds() && !all && old.size() != target.size.bytes) {
     const CachedKv other(std::move(old), format.token);
@@ -292,6 +307,11 @@ absl::Status PrefixCache::CopyOtherLayers(const ReadLease& old, const std::vecto
 }
 
 absl::StatusOr<CachedKv> PrefixCache::Find(const Prefix& prefix, std::optional<uint32_t> layer) {
+  return internal::WithoutThrowing([&] { return FindOrThrow(prefix, layer); });
+}
+
+absl::StatusOr<CachedKv> PrefixCache::FindOrThrow(const Prefix& prefix,
+                                                  std::optional<uint32_t> layer) {
   if (layer.has_value()) {
     if (absl::Status status = CheckLayer(*layer); !status.ok()) return status;
   }
@@ -333,7 +353,8 @@ absl::StatusOr<Transfer> PrefixCache::LoadAllLayers(const Prefix& prefix,
 bool PrefixCache::Evict(const Prefix& prefix) {
   const Format* fixed = format();
   if (fixed == nullptr) return false;
-  absl::StatusOr<BlockKey> key = prefix.Key(fixed->root);
+  const absl::StatusOr<BlockKey> key =
+      internal::WithoutThrowing([&] { return prefix.Key(fixed->root); });
   if (!key.ok()) return false;
   MutexLock writer(WriterOf(*key));
   return cache_->Erase(*key);

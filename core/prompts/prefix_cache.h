@@ -97,6 +97,8 @@ class CachedKv {
   friend class PrefixCache;
   // `shape` is that of a tensor of one token.
   CachedKv(ReadLease lease, const KvTensor& shape);
+  Transfer CopyOrThrow(absl::Span<const LayerDestination> destinations, MemorySpace space,
+                       Stream stream) const;
 
   ReadLease lease_;
   KvTensor first_k_;
@@ -143,7 +145,7 @@ class PrefixCache {
   //   kInvalidArgument     an empty prefix; layer not below the number of layers; null or
   //                        misaligned data; another dtype or shape than before, which the message
   //                        shows both of; K and V that differ; more bytes than the cache has
-  //   kResourceExhausted   what would have to go is being read
+  //   kResourceExhausted   what would have to go is being read, or the host has no memory
   //   kPermissionDenied    the policy rather keeps what is there
   //   kInternal            the backend has failed for good
   //   kFailedPrecondition  a layer is to be replaced and the backend stores no bytes to copy
@@ -210,6 +212,8 @@ class PrefixCache {
   // succeeds.
   absl::Status Put(const Prefix& prefix, absl::Span<const Written> layers,
                    const PrefixPutOptions& options);
+  absl::Status PutOrThrow(const Prefix& prefix, absl::Span<const Written> layers,
+                          const PrefixPutOptions& options);
   absl::StatusOr<Target> Check(const Format& format, const Prefix& prefix,
                                absl::Span<const Written> layers) const;
   absl::Status PutAs(const Format& format, const Prefix& prefix, absl::Span<const Written> layers,
@@ -220,6 +224,7 @@ class PrefixCache {
   absl::Status CopyOtherLayers(const ReadLease& old, const std::vector<bool>& committed,
                                uint32_t except, WriteLease& lease);
   absl::StatusOr<CachedKv> Find(const Prefix& prefix, std::optional<uint32_t> layer);
+  absl::StatusOr<CachedKv> FindOrThrow(const Prefix& prefix, std::optional<uint32_t> layer);
   Mutex& WriterOf(const BlockKey& key) { return writers_[key.Hash64() % writers_.size()]; }
 
   const PrefixCacheOptions options_;

@@ -4,17 +4,18 @@
 #include <bit>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "kvcache/core/base/check.h"
+#include "kvcache/core/base/no_memory.h"
 
 namespace kvcache {
 
 absl::StatusOr<ExtentAllocator> ExtentAllocator::Create(const ExtentAllocatorOptions& options) {
   if (!std::has_single_bit(options.alignment) || options.capacity_bytes < options.alignment) {
-    return absl::InvalidArgumentError(absl::StrCat(
+    return internal::Error(
+        absl::StatusCode::kInvalidArgument,
         "an extent allocator needs an alignment that is a power of two and a capacity of at least "
         "that; alignment = ",
-        options.alignment, ", capacity_bytes = ", options.capacity_bytes));
+        options.alignment, ", capacity_bytes = ", options.capacity_bytes);
   }
   ExtentAllocator allocator(options.capacity_bytes & ~(options.alignment - 1),
                             std::countr_zero(options.alignment));
@@ -33,8 +34,8 @@ ExtentAllocator::ExtentAllocator(size_t capacity, int alignment_shift)
 
 absl::StatusOr<Extent> ExtentAllocator::Allocate(size_t bytes, uint32_t owner) {
   if (bytes == 0 || bytes > capacity_) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("cannot allocate bytes = ", bytes, " of capacity = ", capacity_));
+    return internal::Error(absl::StatusCode::kInvalidArgument, "cannot allocate bytes = ", bytes,
+                           " of capacity = ", capacity_);
   }
   const size_t size = (bytes + alignment() - 1) & ~(alignment() - 1);
   const uint32_t own_class = ClassOf(size);
@@ -42,12 +43,13 @@ absl::StatusOr<Extent> ExtentAllocator::Allocate(size_t bytes, uint32_t owner) {
   if (i == kEnd) {
     const uint32_t larger = ClassWithExtents(own_class + 1);
     if (larger == kNoClass) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("no free extent of ", size, " bytes; free in total ", free_bytes(),
-                       ", largest ", largest_free_bytes(), ", capacity ", capacity_));
+      return internal::Error(absl::StatusCode::kResourceExhausted, "no free extent of ", size,
+                             " bytes; free in total ", free_bytes(), ", largest ",
+                             largest_free_bytes(), ", capacity ", capacity_);
     }
     i = SmallestFit(larger, size);
   }
+  if (spare_ == kEnd && SizeOf(node(i)) > size) AddChunk();  // before anything is changed
   Unlink(i);
   Node& taken = node(i);
   taken.previous = kUsed;
@@ -110,7 +112,7 @@ size_t ExtentAllocator::List(const Extent& from, bool around, size_t bytes,
 void ExtentAllocator::GrowTo(size_t bytes) {
   const size_t end = std::min(bytes, capacity_) & ~(alignment() - 1);
   if (end <= grown_bytes()) return;
-  uint32_t last = node(kEnd).before;
+  uint32_t last = node(kEnd).before;  // nothing is changed yet where InsertAfter() throws
   if (IsFree(node(last))) {
     Unlink(last);
   } else {
@@ -234,7 +236,7 @@ void ExtentAllocator::AddChunk() {
 
 absl::Status ExtentAllocator::CheckConsistency() const {
   const auto wrong = [](uint32_t i, const char* what) {
-    return absl::InternalError(absl::StrCat("node ", i, ": ", what));
+    return internal::Error(absl::StatusCode::kInternal, "node ", i, ": ", what);
   };
   const size_t nodes = chunks_.size() * kNodesPerChunk;
 

@@ -35,6 +35,8 @@ struct ExtentAllocatorOptions {
 // else in the next one that has any, so it nearly always does what an exact best fit would do; Free
 // merges with both neighbours at once. Every call is O(1) except List() and CheckConsistency().
 //
+// Create(), Allocate() and GrowTo() throw std::bad_alloc, with nothing changed.
+//
 // Not thread-safe: its owner guards it with a lock. Movable; a moved-from allocator can only be
 // destroyed or assigned to.
 class ExtentAllocator {

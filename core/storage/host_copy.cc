@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/copy/checksum.h"
 #include "kvcache/core/copy/copy_bytes.h"
 
@@ -111,7 +112,7 @@ absl::Status ComparePieces(absl::Span<const ConstBytes> pieces,
 }
 
 absl::Status CorruptBytes() {
-  return absl::DataLossError("the bytes are not those that were written");
+  return internal::Error(absl::StatusCode::kDataLoss, "the bytes are not those that were written");
 }
 
 }  // namespace kvcache

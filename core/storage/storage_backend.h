@@ -30,6 +30,9 @@ struct BackendTraits {
   size_t capacity_bytes = 0;
   // Offsets and sizes of extents are multiples of this power of two.
   size_t alignment = 64;
+  // Whether every copy has ended when Write() or Read() returns. The cache then makes nothing ready
+  // for one that goes on.
+  bool copies_in_call = false;
 };
 
 // The memory of a backend as another process, a device or a network adapter can map it, once: byte
@@ -77,8 +80,8 @@ bool IsMediumFault(const absl::Status& status);
 //   kOk                  the bytes were copied
 //   kInvalidArgument     the caller's fault, see Write()
 //   kFailedPrecondition  neither the caller's fault nor the medium's: the medium stores no bytes,
-//   or
-//                        the other side cannot be reached any more, as a device that has failed
+//                        or the other side cannot be reached any more, as a failed device
+//   kResourceExhausted   nor this: there was no memory to do it with
 //   kCancelled           Transfer::Cancel() came first
 //   kDataLoss            a read: the bytes are there, but they are not those that were written
 //   any other            the medium could not do it
@@ -86,7 +89,9 @@ bool IsMediumFault(const absl::Status& status);
 // bytes of its op, and no others, undefined. The last two lines are IsMediumFault(): the cache
 // drops the block, so that a bad place is a miss from then on.
 //
-// Thread-safe: every method may be called by any thread at any time.
+// Thread-safe: every method may be called by any thread at any time. No method throws, but for
+// stats(): one that finds no memory says kResourceExhausted, after which no copy is under way but
+// those whose ops say so.
 class StorageBackend {
  public:
   // Waits for the copies under way, or cuts them short: when it returns, every op has ended and no

@@ -2,8 +2,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "kvcache/core/base/check.h"
+#include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/table/block_table.h"
 
 namespace kvcache::internal {
@@ -88,8 +88,8 @@ void BlockTable::Resume(Slot slot, Nanos ttl, Nanos now) {
 namespace {
 
 absl::Status Gone() {
-  return absl::AbortedError(
-      "the block was erased or expired, or lost its parent, while it was being written");
+  return Error(absl::StatusCode::kAborted,
+               "the block was erased or expired, or lost its parent, while it was being written");
 }
 
 }  // namespace
@@ -104,13 +104,13 @@ absl::Status BlockTable::CheckWriting(Slot slot, Nanos now, Removed* removed) {
 absl::Status BlockTable::ClaimPart(Slot slot, uint32_t part, Nanos now, Removed* removed) {
   Block& b = block(slot);
   if (part >= b.parts) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("part ", part, " of a block with ", b.parts, " parts"));
+    return Error(absl::StatusCode::kInvalidArgument, "part ", part, " of a block with ", b.parts,
+                 " parts");
   }
   if (absl::Status status = CheckWriting(slot, now, removed); !status.ok()) return status;
   if (b.state != Block::State::kWriting || WriteOf(b).claimed.Has(part)) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("part ", part, " was committed, or given to CommitAfter(), before"));
+    return Error(absl::StatusCode::kFailedPrecondition, "part ", part,
+                 " was committed, or given to CommitAfter(), before");
   }
   WriteOf(b).claimed.Add(part);
   WriteOf(b).failed.Remove(part);
@@ -182,7 +182,7 @@ absl::Status BlockTable::CommitRest(Slot slot, Nanos now, Removed* removed) {
   for (uint32_t part = 0; part < b.parts; ++part) {
     if (write.claimed.Has(part)) continue;
     if (write.failed.Has(part)) {
-      status = absl::AbortedError(absl::StrCat("the copy into part ", part, " failed"));
+      status = Error(absl::StatusCode::kAborted, "the copy into part ", part, " failed");
       continue;
     }
     write.claimed.Add(part);

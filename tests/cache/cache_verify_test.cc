@@ -303,6 +303,7 @@ TEST(VerifyTest, ABlockThatTheMediumCannotReadIsDropped) {
       EXPECT_EQ(read.result(0).code(), failure);
       const bool innocent = failure == absl::StatusCode::kInvalidArgument ||
                             failure == absl::StatusCode::kFailedPrecondition ||
+                            failure == absl::StatusCode::kResourceExhausted ||
                             failure == absl::StatusCode::kCancelled;
       EXPECT_EQ(cache->Lookup(Key(1)), innocent ? LookupResult::kHit : LookupResult::kMiss);
       EXPECT_EQ(Corrupted(*cache), innocent ? 0 : 1);

@@ -3,15 +3,17 @@
 #include <algorithm>
 #include <cstdint>
 #include <functional>
+#include <map>
+#include <new>
 #include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "kvcache/core/base/check.h"
 #include "kvcache/core/base/mutex.h"
+#include "kvcache/core/base/no_memory.h"
 #include "kvcache/core/copy/checksum.h"
 #include "kvcache/core/storage/extent_allocator.h"
 #include "kvcache/core/storage/failure_latch.h"
@@ -28,7 +30,7 @@ struct Copy {
   size_t end;
   std::function<absl::Status(std::byte* at)> perform;  // at: where its bytes begin
   uint64_t call = 0;                                   // which call it came with
-  TransferSource source = TransferSource({});
+  std::optional<TransferSource> source = std::nullopt;
   size_t op = 0;
 
   bool Overlaps(const Copy& other) const { return begin < other.end && other.begin < end; }
@@ -144,9 +146,14 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
     if (absl::Status status = std::exchange(next_allocate_, absl::OkStatus()); !status.ok()) {
       return status;
     }
+    std::map<size_t, Extent> entry;  // made first: it may throw
+    entry[0];
     absl::StatusOr<Extent> extent = allocator_.Allocate(bytes, owner);
     if (!extent.ok()) return extent;
-    allocated_[extent->offset] = *extent;
+    auto node = entry.extract(entry.begin());
+    node.key() = extent->offset;
+    node.mapped() = *extent;
+    allocated_.insert(std::move(node));
     std::fill_n(bytes_.begin() + extent->offset, extent->size, kFreshByte);
     return extent;
   }
@@ -190,13 +197,17 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
         source.Complete(i, std::move(status));
         continue;
       }
-      Copy copy = make_copy(ops[i]);
-      copy.call = call;
-      copy.source = source;
-      copy.op = i;
-      if (std::optional<absl::Status> copied = Defer(std::move(copy))) {
-        source.Complete(i, *std::move(copied));
+      std::optional<absl::Status> ended;
+      try {
+        Copy copy = make_copy(ops[i]);
+        copy.call = call;
+        copy.source = source;
+        copy.op = i;
+        ended = Defer(std::move(copy));
+      } catch (const std::bad_alloc&) {
+        ended = internal::NoMemory();
       }
+      if (ended.has_value()) source.Complete(i, *std::move(ended));
     }
     return source.transfer();
   }
@@ -239,7 +250,7 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
       ended.assign(std::make_move_iterator(from), std::make_move_iterator(to));
       pending_.erase(from, to);
     }
-    for (size_t i = 0; i < ended.size(); ++i) ended[i].source.Complete(ended[i].op, results[i]);
+    for (size_t i = 0; i < ended.size(); ++i) ended[i].source->Complete(ended[i].op, results[i]);
   }
 
   void FailForGood(const absl::Status& status) {
@@ -289,7 +300,7 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
       pending_.erase(first, pending_.end());
     }
     for (const Copy& copy : ended) {
-      copy.source.Complete(copy.op, absl::CancelledError("the copy was cancelled"));
+      copy.source->Complete(copy.op, absl::CancelledError("the copy was cancelled"));
     }
   }
 
@@ -310,7 +321,7 @@ class FakeBackend::Medium : public std::enable_shared_from_this<Medium> {
   CondVar started_;
   std::vector<std::byte> bytes_ ABSL_GUARDED_BY(mu_);
   ExtentAllocator allocator_ ABSL_GUARDED_BY(mu_);
-  absl::flat_hash_map<size_t, Extent> allocated_ ABSL_GUARDED_BY(mu_);  // by offset
+  std::map<size_t, Extent> allocated_ ABSL_GUARDED_BY(mu_);  // by offset
   std::vector<Copy> pending_ ABSL_GUARDED_BY(mu_);
   uint64_t calls_ ABSL_GUARDED_BY(mu_) = 0;
   bool auto_complete_ ABSL_GUARDED_BY(mu_) = false;
@@ -359,7 +370,7 @@ void FakeBackend::FlipBit(size_t offset, int bit) { medium_->FlipBit(offset, bit
 
 const BackendTraits& FakeBackend::traits() const { return medium_->traits(); }
 absl::StatusOr<Extent> FakeBackend::Allocate(size_t bytes, uint32_t owner) {
-  return medium_->Allocate(bytes, owner);
+  return internal::WithoutThrowing([&] { return medium_->Allocate(bytes, owner); });
 }
 void FakeBackend::Free(Extent extent) { medium_->Free(extent); }
 size_t FakeBackend::ListExtents(const Extent& from, bool around, size_t bytes,
@@ -371,21 +382,23 @@ void FakeBackend::SetOwner(const Extent& extent, uint32_t owner) {
 }
 
 Transfer FakeBackend::Write(absl::Span<const WriteOp> ops, Stream stream) {
-  return medium_->StartCopies(ops, stream);
+  return internal::WithoutThrowing(ops.size(), [&] { return medium_->StartCopies(ops, stream); });
 }
 
 Transfer FakeBackend::Read(absl::Span<const ReadOp> ops, Stream stream) {
-  return medium_->StartCopies(ops, stream);
+  return internal::WithoutThrowing(ops.size(), [&] { return medium_->StartCopies(ops, stream); });
 }
 
 Transfer FakeBackend::WritePages(const PagedKv& kv, absl::Span<const int32_t> page_table,
                                  absl::Span<const PagedWriteOp> ops, Stream stream) {
-  return medium_->StartPages(kv, page_table, ops, stream);
+  return internal::WithoutThrowing(
+      ops.size(), [&] { return medium_->StartPages(kv, page_table, ops, stream); });
 }
 
 Transfer FakeBackend::ReadPages(const PagedKv& kv, absl::Span<const int32_t> page_table,
                                 absl::Span<const PagedReadOp> ops, Stream stream) {
-  return medium_->StartPages(kv, page_table, ops, stream);
+  return internal::WithoutThrowing(
+      ops.size(), [&] { return medium_->StartPages(kv, page_table, ops, stream); });
 }
 
 }  // namespace kvcache
