@@ -134,7 +134,10 @@ class Prompts {
       kv_.layers.push_back({k, k + kv_.PageBytes()});
     }
     auto backend = CreateCpuRamBackend({.capacity_bytes = size_t{256} << 20});
-    cache_ = *Cache::Create({.checksums = false}, *std::move(backend), CreateLruPolicy());
+    CacheOptions cache_options;
+    cache_options.checksums = false;
+    cache_options.max_blocks = kv_.pages;
+    cache_ = *Cache::Create(cache_options, *std::move(backend), CreateLruPolicy());
     PagedCacheOptions options = {.tokens_per_block = kBlockTokens};
     options.ns.layout = kv_.layout;
     options.ns.shard = Shard::Whole(kLayers, 1);

@@ -212,9 +212,8 @@ void Cache::Fail(const absl::Status& status) {
 
 bool Cache::LockSupplied(size_t blocks, size_t pins, size_t namespaces) {
   const BlockTable::Needs needs = {blocks, pins, namespaces};
-  for (;;) {
-    mu_.Lock();
-    if (ABSL_PREDICT_TRUE(!table_->Lacks(needs))) return true;
+  mu_.Lock();
+  while (ABSL_PREDICT_FALSE(table_->Lacks(needs))) {
     BlockTable::Supplies supplies = table_->Lacking(needs);
     mu_.Unlock();
     try {
@@ -222,9 +221,10 @@ bool Cache::LockSupplied(size_t blocks, size_t pins, size_t namespaces) {
     } catch (const std::bad_alloc&) {
       return false;
     }
-    MutexLock lock(mu_);
+    mu_.Lock();
     table_->Add(std::move(supplies));
   }
+  return true;
 }
 
 absl::StatusOr<NamespaceId> Cache::Register(const Namespace& ns) {

@@ -65,7 +65,7 @@ class BlockTable {
 
   // --- Memory for blocks to come. To be asked for under the lock, made without it, and added.
   using Blocks = Pool<Block, &Block::next_sibling, 1024>;
-  using Writes = Pool<BlockWrite, &BlockWrite::next_spare, 256>;
+  using Writes = Pool<BlockWrite, &BlockWrite::next_spare, 512>;
   struct Needs {
     size_t blocks = 0;  // to reserve; each is pinned, too
     size_t pins = 0;
