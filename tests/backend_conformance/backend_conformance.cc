@@ -221,6 +221,7 @@ TEST_P(BackendConformanceTest, OpsWriteAndReadAtTheirOffsetsInTheirParts) {
     writes.push_back(MakeWrite(extents[i / 3], i % 3 * 1000, {&sources[i], 1}, i % 3));
   }
   const Transfer written = backend().Write(writes, Stream::None());
+  EXPECT_TRUE(written.Done() || !traits().copies_in_call);
   EXPECT_EQ(written.size(), 6u);
   for (uint32_t part = 0; part < 3; ++part) {
     EXPECT_TRUE(written.WaitPart(part).ok());
@@ -239,6 +240,7 @@ TEST_P(BackendConformanceTest, OpsWriteAndReadAtTheirOffsetsInTheirParts) {
     reads.push_back(MakeRead(extents[i / 3], i % 3 * 1000 + 77, {&destinations[i], 1}, i % 3));
   }
   const Transfer read = backend().Read(reads, Stream::None());
+  EXPECT_TRUE(read.Done() || !traits().copies_in_call);
   EXPECT_TRUE(read.WaitPart(2).ok());
   EXPECT_TRUE(read.Wait().ok());
   for (int i = 0; i < 6; ++i) EXPECT_EQ(copies[i], bytes[i].substr(77, 100)) << i;

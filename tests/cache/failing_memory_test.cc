@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <new>
 #include <optional>
 #include <string>
 #include <utility>
@@ -17,11 +18,13 @@
 #include "kvcache/core/prompts/paged_cache.h"
 #include "kvcache/core/prompts/prefix_cache.h"
 #include "kvcache/core/storage/completion_queue.h"
+#include "kvcache/core/storage/extent_allocator.h"
 #include "kvcache/core/storage/transfer.h"
 #include "kvcache/eviction/arc/arc.h"
 #include "kvcache/eviction/lru/lru.h"
 #include "kvcache/tests/cache/content.h"
 #include "kvcache/tests/cache/failing_new.h"
+#include "kvcache/tests/cache/random.h"
 #include "kvcache/tests/fake_backend/fake_backend.h"
 
 namespace kvcache {
@@ -356,15 +359,16 @@ TEST_P(FailingMemoryTest, Writing) {
       return absl::OkStatus();
     };
   });
-  for (int kind = 0; kind < 6; ++kind) {
+  for (int kind = 0; kind < 7; ++kind) {
     Each(absl::StrCat("a lease ", kind), [kind](World& w) -> Call {
-      w.write = *w.cache->Reserve(w.keys[7], {kBytes, kParts});
+      const uint32_t key = kind == 6 ? 5 : 7;
+      w.write = *w.cache->Reserve(w.keys[key], {kBytes, kParts});
       for (uint32_t part = 0; part < kParts; ++part)
         FillPart(w.keys[7], part, absl::MakeSpan(w.into[part]).first(kBytes / kParts));
       if (kind == 2 || kind == 4) w.Complete(w.write.Write({w.content[7]}));
-      return [&w, kind]() -> absl::Status {
-        const ConstBytes all = w.content[7];
-        const ConstBytes part = w.PartOf(7, 1);
+      return [&w, kind, key]() -> absl::Status {
+        const ConstBytes all = w.content[key];
+        const ConstBytes part = w.PartOf(key, kind == 6 ? 2 : 1);
         if (kind == 0) w.transfer = w.write.Write({&all, 1});
         if (kind == 1) w.transfer = w.write.WritePart(1, {&part, 1});
         if (kind == 2) return w.write.CommitPart(1);
@@ -374,10 +378,11 @@ TEST_P(FailingMemoryTest, Writing) {
           return w.write.CommitAfter(1, std::move(copy));
         }
         if (kind == 4) return w.write.Commit();
-        if (kind == 5) {
-          Transfer copy = w.write.WritePart(1, {&part, 1});
+        if (kind >= 5) {
+          const uint32_t number = kind == 6 ? 2 : 1;
+          Transfer copy = w.write.WritePart(number, {&part, 1});
           if (copy.Done() && !copy.Wait().ok()) return copy.Wait();
-          absl::Status status = w.write.CommitAfter(1, std::move(copy));
+          absl::Status status = w.write.CommitAfter(number, std::move(copy));
           return status.ok() ? w.write.Suspend() : status;
         }
         return absl::OkStatus();
@@ -417,6 +422,61 @@ TEST_P(FailingMemoryTest, Writing) {
       return absl::OkStatus();
     };
   });
+}
+
+// Calls fail again and again in one and the same cache.
+TEST_P(FailingMemoryTest, AnAttackThatGoesOn) {
+  World w(GetParam());
+  Random random(1);
+  int failures = 0;
+  bool same = true;
+  for (int i = 0; i < 20'000 && same; ++i) {
+    const uint32_t key = 6 + random.Below(20);
+    const uint32_t part = random.Below(kParts);
+    const ConstBytes from = w.PartOf(key, part);
+    PutOptions options;
+    if (key > 6 && random.Chance(50)) options.parent = w.keys[key - 1];
+    if (random.Chance(30)) w.CompleteAll();
+    const FailingNew failing(1 + random.Below(6), FailingNew::Which::kOne);
+    absl::StatusOr<WriteLease> lease = w.cache->Reserve(w.keys[key], {kBytes, kParts}, options);
+    if (lease.ok() && !lease->committed(part)) {
+      Transfer copy = lease->WritePart(part, {&from, 1});
+      if (!copy.Done() || copy.Wait().ok()) {
+        (random.Chance(80) ? lease->CommitAfter(part, std::move(copy)) : absl::OkStatus())
+            .IgnoreError();
+      }
+      if (random.Chance(70)) lease->Suspend().IgnoreError();
+    }
+    w.transfer = {};
+    if (random.Chance(10)) w.cache->Erase(w.keys[random.Below(26)]);
+    if (absl::StatusOr<ReadLease> hit = w.cache->GetPart(kNs, w.keys[key], part); hit.ok()) {
+      const MutableBytes to = absl::MakeSpan(w.into[0]).first(kBytes / kParts);
+      const Transfer read = hit->Read({&to, 1});
+      same &= !read.Done() || !read.Wait().ok() || IsPart(w.keys[key], part, to);
+    }
+    failures += failing.failed();
+  }
+  EXPECT_TRUE(same);
+  EXPECT_GT(failures, 1000);
+  w.Check();
+}
+
+TEST(FailingMemoryOfAnExtentAllocatorTest, ItIsAsItWas) {
+  ExtentAllocator allocator = *ExtentAllocator::Create({.capacity_bytes = 64 << 20});
+  for (size_t allocated = 0; allocated < 100'000;) {
+    bool threw = false;
+    try {
+      const FailingNew failing(1, FailingNew::Which::kOne);
+      allocated += allocator.Allocate(64).ok();
+    } catch (const std::bad_alloc&) {
+      threw = true;
+    }
+    if (!threw) continue;
+    EXPECT_TRUE(allocator.CheckConsistency().ok());
+    ASSERT_TRUE(allocator.Allocate(64).ok());
+    ++allocated;
+  }
+  EXPECT_TRUE(allocator.CheckConsistency().ok());
 }
 
 TEST_P(FailingMemoryTest, RemovingAndUpkeep) {
