@@ -156,7 +156,8 @@ void Cache::Close() {
   internal::LeasedCopies(*this).Wait();
   {
     MutexLock lock(mu_);
-    failed_ = absl::FailedPreconditionError("the cache has been destroyed");
+    failed_ =
+        internal::Error(absl::StatusCode::kFailedPrecondition, "the cache has been destroyed");
   }
   Clear();
   bool abandoned;

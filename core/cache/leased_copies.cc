@@ -1,6 +1,7 @@
 #include "kvcache/core/cache/leased_copies.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 #include "kvcache/core/base/check.h"

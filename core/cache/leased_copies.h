@@ -87,6 +87,7 @@ class LeasedCopies {
               std::unique_ptr<TransferHook> prepared) const;
 
   // Holds a registered namespace for as long as the result lives, which calls Cache::Unregister().
+  // Throws std::bad_alloc, after that call.
   // The cache may end before; then it is empty, and what is left of it lives as long.
   std::shared_ptr<void> Hold(NamespaceId ns) const;
 

@@ -86,8 +86,8 @@ class BlockTable {
   };
   // Whether something has to be supplied first, and what.
   bool Lacks(const Needs& needs) const {
-    return blocks_.Lacks(needs.blocks) | writes_.Lacks(needs.blocks) |
-           pins_.records().Lacks(needs.blocks + needs.pins) |
+    return blocks_.Lacks(needs.blocks) || writes_.Lacks(needs.blocks) ||
+           pins_.records().Lacks(needs.blocks + needs.pins) ||
            namespaces_.records().Lacks(needs.namespaces);
   }
   Supplies Lacking(const Needs& needs) const;
