@@ -13,7 +13,7 @@ bazel run --noshow_progress //:main
 
 packages="$(bazel query --noshow_progress 'deps(//:main)' --output=package |
   sed -nE 's|^@+kvcache[^/]*//||p' | sort -u | xargs)"
-[[ "${packages}" == "backends/cpu_ram core/advice core/base core/cache core/copy core/key core/pages core/plugins core/policy core/stats core/storage core/table eviction/lru" ]] ||
+[[ "${packages}" == "backends/cpu_ram backends/host_memory core/advice core/base core/cache core/copy core/key core/policy core/stats core/storage core/table eviction eviction/lru" ]] ||
   fail "//:main depends on these packages of kvcache: ${packages}"
 
 # The first pattern proves that the second one would find what it looks for.
