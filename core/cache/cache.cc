@@ -406,8 +406,9 @@ void Cache::Release(Slot slot) {
 
 absl::Status Cache::Release(Slot slot,
                             absl::FunctionRef<absl::Status(BlockTable&, Nanos, Removed*)> end) {
-  if (InForkedChild())
+  if (InForkedChild()) {
     return internal::Error(absl::StatusCode::kAborted, "the cache is that of another process");
+  }
   Removed removed;
   absl::Status status;
   bool last;

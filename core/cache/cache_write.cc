@@ -28,8 +28,9 @@ constexpr int kMostGaps = 16;
 
 absl::Status CheckPut(const BlockKey& key, BlockSize size, const PutOptions& options,
                       const BlockKey* parent, absl::Duration recompute_cost) {
-  if (size.bytes == 0)
+  if (size.bytes == 0) {
     return internal::Error(absl::StatusCode::kInvalidArgument, "size.bytes: 0, expected more");
+  }
   if (size.parts == 0 || size.parts > kMostParts) {
     return internal::Error(absl::StatusCode::kInvalidArgument, "size.parts: ", size.parts,
                            ", expected from 1 to ", kMostParts);

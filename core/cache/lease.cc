@@ -50,12 +50,12 @@ absl::Status ReadLease::ReleaseAfter(Stream stream) {
   return internal::WithoutThrowing([&]() -> absl::Status {
     const LeasedCopies leased(*cache_);
     std::unique_ptr<internal::TransferHook> pins =
-        leased.Prepare({&slot_, 1}, LeasedCopies::Use::kRead);
+        leased.Prepare({&slot_, 1}, LeasedCopies::Use::kHold);
     const Transfer work = cache_->backend_->After(stream);
     if (work.Done()) {
       if (absl::Status status = work.Wait(); !status.ok()) return status;
     } else {
-      leased.Follow(work, {&slot_, 1}, LeasedCopies::Use::kRead, std::move(pins));
+      leased.Follow(work, {&slot_, 1}, LeasedCopies::Use::kHold, std::move(pins));
     }
     Release();
     return absl::OkStatus();

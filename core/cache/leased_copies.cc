@@ -65,7 +65,7 @@ class LeasedCopies::PinHook final : public TransferHook {
   Pins& pins() { return pins_; }
 
   void OpEnded(size_t op, const absl::Status& status) override {
-    if (pins_.use_ == Use::kWrite) return;
+    if (pins_.use_ != Use::kRead) return;
     LeasedCopies(pins_.cache_).DropIfUnreadable(pins_.slots_[op % pins_.slots_.size()], status);
   }
   void AllEnded() override { pins_.End(); }
@@ -103,7 +103,7 @@ class LeasedCopies::Holder {
 StorageBackend& LeasedCopies::backend() const { return *cache_.backend_; }
 
 std::unique_ptr<TransferHook> LeasedCopies::Prepare(absl::Span<const Slot> slots, Use use) const {
-  if (backend().traits().copies_in_call) return nullptr;
+  if (use != Use::kHold && backend().traits().copies_in_call) return nullptr;
   return std::make_unique<PinHook>(*this, slots, use);
 }
 

@@ -47,9 +47,9 @@ class LeasedCopies {
     return &lease.checksums_[part];
   }
 
-  // What the copies do with the blocks. While somebody writes into a block, its write does not end:
-  // if it is suspended, it becomes partial only then.
-  enum class Use { kRead, kWrite };
+  // What the copies do with the blocks; kHold: nothing, they only have to stay. While somebody
+  // writes into a block, its write does not end: if it is suspended, it becomes partial only then.
+  enum class Use { kHold, kRead, kWrite };
 
   class PinHook;
 
@@ -79,7 +79,7 @@ class LeasedCopies {
   };
 
   // What copies of pinned blocks need, before they are started: op i is of slots[i % slots.size()].
-  // nullptr where those of the backend end in the call. Throws std::bad_alloc.
+  // nullptr for copies of a backend where they end in the call. Throws std::bad_alloc.
   std::unique_ptr<TransferHook> Prepare(absl::Span<const Slot> slots, Use use) const;
   // They were started: pins the blocks until they have ended, and drops those whose medium was
   // found to be at fault by a read. `slots` and `use` as before.

@@ -108,8 +108,11 @@ TEST(CopyBytesPublicTest, AnotherThreadSeesTheBytesAfterAJoin) {
 TEST(CopyBytesPublicTest, TheAddressSanitizerSeesWhatTheKernelsTouch) {
   std::vector<std::byte> small(50'000), large(50'001);
   for (const NextRead next_read : {NextRead::kSoon, NextRead::kLater}) {
-    EXPECT_DEATH(CopyBytes(small.data(), large, next_read), "WRITE of size");
-    EXPECT_DEATH(CopyBytes(large.data(), {small.data(), large.size()}, next_read), "READ of size");
+    // Kernels say where the first bad byte is; memcpy, where the processor copies no faster by
+    // itself, says all that it was to copy.
+    EXPECT_DEATH(CopyBytes(small.data(), large, next_read), "WRITE of size (1|50001) ");
+    EXPECT_DEATH(CopyBytes(large.data(), {small.data(), large.size()}, next_read),
+                 "READ of size (1|50001) ");
   }
 }
 

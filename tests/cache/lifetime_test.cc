@@ -23,6 +23,7 @@
 #include "kvcache/tests/cache/content.h"
 #include "kvcache/tests/cache/random.h"
 #include "kvcache/tests/fake_backend/fake_backend.h"
+#include "kvcache/tests/fake_backend/forwarding_backend.h"
 
 namespace kvcache {
 namespace {
@@ -443,6 +444,35 @@ TEST(PrefixLifetimeTest, CachedKvMayOutliveItsPrefixCache) {
   EXPECT_TRUE(kv->CopyTo(destinations).Wait().ok());
   EXPECT_EQ(out, std::vector<float>(4 * data.size(), 1.5f));
   kv.reset();
+}
+
+// Its streams end when a test says so, though its copies end in the call.
+class LateStreams final : public ForwardingBackend {
+ public:
+  using ForwardingBackend::ForwardingBackend;
+  Transfer After(Stream) override { return stream.transfer(); }
+  const TransferSource stream{std::vector<uint32_t>(1)};
+};
+
+TEST(ReleaseAfterTest, TheStreamHoldsTheBlockAndItsFailureIsNotThatOfTheBlock) {
+  for (const absl::Status& ended :
+       {absl::OkStatus(), absl::InternalError("the stream has failed")}) {
+    auto owned =
+        std::make_unique<LateStreams>(*CreateCpuRamBackend({.capacity_bytes = kSize.bytes}));
+    const TransferSource stream = owned->stream;
+    auto cache = *Cache::Create({}, std::move(owned), CreateLruPolicy());
+    const std::vector<std::byte> bytes = Content(1);
+    ASSERT_TRUE(cache->Put(NumberedKey(1), kSize, {ConstBytes(bytes)}).ok());
+    ReadLease lease = *cache->Get(kNs, NumberedKey(1));
+    ASSERT_TRUE(lease.ReleaseAfter({}).ok());
+    EXPECT_FALSE(lease.holds());
+    EXPECT_TRUE(absl::IsResourceExhausted(cache->Reserve(NumberedKey(2), kSize).status()));
+    stream.Complete(0, ended);
+    EXPECT_EQ(cache->stats().leases, 0u);
+    EXPECT_EQ(cache->Lookup(NumberedKey(1)), LookupResult::kHit);
+    EXPECT_EQ(cache->stats().counters.corrupted, 0u);
+    EXPECT_TRUE(cache->Reserve(NumberedKey(2), kSize).ok());
+  }
 }
 
 }  // namespace
