@@ -364,6 +364,7 @@ size_t Cache::GetMany(NamespaceId ns, absl::Span<const BlockKey> keys,
   size_t hits = 0;
   Nanos now = 0;
   for (size_t i = 0; i < keys.size();) {
+    if (i > 0) mu_.GiveWay();
     const size_t end = std::min(i + kBlocksPerLock, keys.size());
     Removed removed;
     if (!LockSupplied(0, end - i, 0)) return hits;
@@ -428,6 +429,7 @@ void Cache::Release(absl::Span<ReadLease> leases) {
     return;
   }
   for (size_t i = 0; i < leases.size();) {
+    if (i > 0) mu_.GiveWay();
     const size_t end = std::min(i + kBlocksPerLock, leases.size());
     Removed removed;
     {
@@ -460,6 +462,7 @@ void Cache::CommitMany(absl::Span<WriteLease> leases, absl::Span<absl::Status> r
   };
   // Whatever is left of them keeps the cache.
   for (size_t i = next(0); i < leases.size(); i = next(i)) {
+    if (i > 0) mu_.GiveWay();
     const size_t end = std::min(i + kBlocksPerLock, leases.size());
     for (size_t k = i; k < end; ++k) {
       if (leases[k].holds()) leases[k].SumUnclaimed();
@@ -502,6 +505,7 @@ void Cache::Free(const Removed& removed) {
 void Cache::FreeAll(const Removed& removed) {
   bool more = FreeSome(removed);
   while (more) {
+    mu_.GiveWay();
     Removed below;
     {
       MutexLock lock(mu_);
@@ -544,6 +548,7 @@ size_t Cache::EraseNamespace(NamespaceId ns) {
 
 void Cache::FinishErase(uint32_t first, uint32_t end) {
   while (first < end) {
+    mu_.GiveWay();
     Removed removed;
     {
       MutexLock lock(mu_);
@@ -597,6 +602,7 @@ absl::Status Cache::ResizeInSteps(size_t capacity_bytes) {
     return budget.charged() - std::min(budget.charged(), capacity_bytes);
   };
   for (;;) {
+    mu_.GiveWay();
     Removed removed;
     {
       MutexLock lock(mu_);
@@ -657,6 +663,7 @@ size_t Cache::Events(uint64_t* sequence, absl::Span<BlockEvent> events, uint64_t
 void Cache::Drain() {
   bool more = true;
   while (more) {
+    mu_.GiveWay();
     Removed removed;
     {
       MutexLock lock(mu_);
@@ -679,6 +686,7 @@ CacheStats Cache::CollectStats(std::vector<const std::string*>* models) const {
       models->reserve(models->size() + kBlocksPerLock);
       stats.namespaces.reserve(models->capacity());
     }
+    if (number > 0) mu_.GiveWay();
     MutexLock lock(mu_);
     if (number == 0) stats = table_->Stats(Now(), std::move(stats.namespaces));
     namespaces = table_->namespaces().records().used();

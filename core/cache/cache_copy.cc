@@ -93,6 +93,7 @@ Transfer Cache::ReadFound(absl::Span<const ReadRequest> requests, Stream stream)
   absl::InlinedVector<absl::Status, kInlineRequests> results(requests.size());
   Nanos now = 0;
   for (size_t i = 0; i < requests.size();) {
+    if (i > 0) mu_.GiveWay();
     const size_t end = std::min(i + internal::kBlocksPerLock, requests.size());
     Removed removed;
     if (!LockSupplied(0, end - i, 0)) {

@@ -42,6 +42,7 @@ LookupResult Cache::Lookup(const BlockKey& key) const {
 size_t Cache::ForLeading(const Chain& chain,
                          absl::FunctionRef<void(BlockTable&, Slot, Nanos)> visit) const {
   for (size_t i = 0; i < chain.keys.size();) {
+    if (i > 0) mu_.GiveWay();
     const size_t end = std::min(i + kBlocksPerLock, chain.keys.size());
     MutexLock lock(mu_);
     const Nanos now = Now();
@@ -91,6 +92,7 @@ void Cache::TouchSlots(absl::Span<const Slot> slots, uint32_t chain_blocks, Nano
 void Cache::TouchChunks(absl::Span<const ReadLease> leases, uint32_t chain_blocks, bool continues) {
   for (size_t end = leases.size(); end > 0;) {
     const size_t begin = end > kBlocksPerLock ? end - kBlocksPerLock : 0;
+    mu_.GiveWay();
     MutexLock lock(mu_);
     TouchBackwards(leases.subspan(begin, end - begin), chain_blocks, Now(), continues);
     continues = true;
@@ -126,6 +128,7 @@ PrefixMatch Cache::Match(const Chain& chain) {
   bool ended = blocks == 0;
   if (ended) match.end = LookupResult::kHit;
   do {
+    if (!match.blocks.empty()) mu_.GiveWay();
     const size_t end = std::min(match.blocks.size() + kBlocksPerLock, blocks);
     Removed removed;
     if (!LockSupplied(0, end - match.blocks.size(), 0)) return {};
@@ -179,6 +182,7 @@ PrefixMatch Cache::Match(const Chain& chain) {
     for (size_t end = blocks; end > match.blocks.size();) {
       const size_t hits = match.blocks.size();
       const size_t begin = end - hits > kBlocksPerLock ? end - kBlocksPerLock : hits;
+      mu_.GiveWay();
       MutexLock lock(mu_);
       MissBackwards(chain, begin, end, Now());
       end = begin;

@@ -252,6 +252,7 @@ size_t Cache::ReserveMany(const Chain& chain, absl::Span<const BlockSize> sizes,
                          ReserveMode::kNewOrPartial,
                          {size.parts, keeps_checksums_}});
       }
+      if (done > 0) mu_.GiveWay();
       ReserveEach(absl::MakeSpan(chunk));
       for (Reservation& reservation : chunk) {
         if (reservation.outcome == Reservation::Outcome::kReserved) {
@@ -275,6 +276,7 @@ size_t Cache::ReserveMany(const Chain& chain, absl::Span<const BlockSize> sizes,
 
 void Cache::ReserveEach(absl::Span<Reservation> reservations) {
   for (size_t begin = 0; begin < reservations.size();) {
+    if (begin > 0) mu_.GiveWay();
     size_t end = begin;
     Locked last = Locked::kDecided;
     bool lacks_extent = false;
@@ -468,6 +470,7 @@ BlockTable::Room Cache::EvictInSteps(const EntryInfo& incoming, const BlockKey* 
   while (room == BlockTable::Room::kStepByStep) {
     try {
       BlockTable::ReserveVictims(&victims);
+      mu_.GiveWay();
     } catch (const std::bad_alloc&) {
       room = BlockTable::Room::kNoMemory;
       break;
@@ -487,6 +490,7 @@ BlockTable::Room Cache::EvictInSteps(const EntryInfo& incoming, const BlockKey* 
 
 void Cache::SettleChosen(absl::Span<const Slot> victims, bool evict, size_t* credit) {
   while (!victims.empty()) {
+    mu_.GiveWay();
     Removed removed;
     {
       MutexLock lock(mu_);

@@ -17,6 +17,7 @@ LeasedCopies::Pins::Pins(const LeasedCopies& leased, absl::Span<const Slot> slot
 void LeasedCopies::Pins::Begin() {
   size_t i = 0;
   do {
+    if (i > 0) cache_.mu_.GiveWay();
     const size_t end = std::min(i + kBlocksPerLock, slots_.size());
     MutexLock lock(cache_.mu_);
     if (i == 0) ++cache_.in_flight_;
@@ -36,6 +37,7 @@ void LeasedCopies::Pins::End() {
   size_t i = 0;
   bool last = false;
   for (bool over = false; !over;) {
+    if (i > 0) cache_.mu_.GiveWay();
     const size_t end = std::min(i + kBlocksPerLock, slots_.size());
     Removed removed;
     {
